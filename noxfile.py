@@ -1,0 +1,199 @@
+"""Test, check and show trio_pool; needs nothing but Python 3.11 and its venv.
+
+  python3 noxfile.py tests     THE test command: lint, types, then the tests on
+                               every supported Python that is here
+  python3 noxfile.py tests -k resize
+                               some tests only, on this Python, with nothing else
+  python3 noxfile.py demo      hash a directory tree with examples/checksums.py
+  python3 noxfile.py lint      ruff: rules and format
+  python3 noxfile.py types     mypy, pyright, completeness of the public types
+  python3 noxfile.py bench     benchmarks, and the comparison with bare trio
+  python3 noxfile.py stress    the tests with the large budget for properties
+
+What follows the name goes to the session's program: noxfile.py demo /usr/share.
+Run like this, the file makes `.venv` beside itself, installs nox there and hands
+over to it. Those who have nox already may call it: nox -s tests
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+NOX = "nox>=2025.5.1"
+ROOT = Path(__file__).resolve().parent
+
+
+def run_as_script(arguments: list[str]) -> int:
+    """Make the environment that nox needs, and let nox run the session."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - a script meets any Python
+        found = ".".join(map(str, sys.version_info[:3]))
+        print(f"noxfile.py: needs Python 3.11 or newer, this is {found}.")
+        return 1
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(__doc__)
+        return 0
+    try:
+        python = environment_with_nox()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"noxfile.py: could not set up .venv: {error}", file=sys.stderr)
+        return 1
+    session, *posargs = arguments
+    if posargs[:1] == ["--"]:
+        del posargs[0]
+    noxfile = str(ROOT / "noxfile.py")
+    command = [python, "-m", "nox", "-f", noxfile, "-s", session, "--", *posargs]
+    if os.name != "nt":
+        os.execv(python, command)
+    return subprocess.run(command, check=False).returncode
+
+
+def environment_with_nox() -> str:
+    """Return the Python of `.venv`, in which nox and uv are installed by then."""
+    venv = ROOT / ".venv"
+    scripts = venv / ("Scripts" if os.name == "nt" else "bin")
+    python = str(scripts / ("python.exe" if os.name == "nt" else "python"))
+    # The file is written last, so a set-up that was cut short is done again. A
+    # Python that was removed since leaves a dangling link, which does not exist.
+    ready, usable = venv / "nox-is-ready", Path(python).exists()
+    if usable and ready.exists():
+        return python
+    if importlib.util.find_spec("ensurepip") is None:
+        print("noxfile.py: this Python has no complete venv module; on Debian and")
+        print("Ubuntu: apt install python3-venv")
+        sys.exit(1)
+    print("noxfile.py: installing nox into .venv (first time only)", file=sys.stderr)
+    # An environment that somebody made by hand is added to, not thrown away.
+    make = ["-m", "venv", *([] if usable else ["--clear"]), str(venv)]
+    # Standard output belongs to the session: the demo's is fed to sha256sum.
+    run = functools.partial(subprocess.run, check=True, stdout=sys.stderr)
+    run([sys.executable, *make])
+    run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "uv"])
+    run([python, "-m", "uv", "pip", "install", "-q", "--python", python, NOX])
+    ready.touch()
+    return python
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(sys.argv[1:]))
+
+
+# From here on the file is read by nox.
+import nox
+
+nox.needs_version = NOX.removeprefix("nox")
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests"]
+
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def find_python(version: str) -> str | None:
+    """Return a Python of this version that runs, or None.
+
+    The first one on PATH may be a version manager's stand-in that only says
+    "not found", so each is tried.
+    """
+    for folder in os.get_exec_path():
+        program = shutil.which(f"python{version}", path=folder)
+        if program is not None:
+            trial = [program, "-c", ""]
+            if subprocess.run(trial, capture_output=True, check=False).returncode == 0:
+                return program
+    return None
+
+
+# The running Python comes last: its summary ends the output.
+OTHERS = {v: find_python(v) for v in ("3.13", "3.11") if v != RUNNING}
+PYTHONS = {v: program for v, program in OTHERS.items() if program} | {RUNNING: None}
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install trio_pool as it stands in the checkout, and dependency groups."""
+    project = nox.project.load_toml(ROOT / "pyproject.toml")
+    needed = nox.project.dependency_groups(project, *groups)
+    # uv leaves compiling to the first import, pip does it at once.
+    session.install("-e", ".", *needed, env={"UV_COMPILE_BYTECODE": "1"})
+
+
+@nox.session(python=False)
+def tests(session: nox.Session) -> None:
+    """Run lint, types and the tests; with arguments, only pytest with them."""
+    if session.posargs:
+        session.notify(f"tests-{RUNNING}")
+        return
+    for name in ("lint", "types", *(f"tests-{version}" for version in PYTHONS)):
+        session.notify(name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the rules and the format with ruff."""
+    project = nox.project.load_toml(ROOT / "pyproject.toml")
+    session.install(*nox.project.dependency_groups(project, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy and pyright, and that no public one is missing."""
+    install(session, "typing")
+    session.run("mypy")
+    session.run("pyright")
+    # pyright looks for the package with the first Python on PATH, which is the
+    # session's; where it finds none the score is 0 %, so the score is read.
+    verify = ["pyright", "--verifytypes", "trio_pool", "--ignoreexternal"]
+    report = str(session.run(*verify, silent=True, success_codes=[0, 1]))
+    if "Type completeness score: 100%" not in report:
+        session.error(report)
+
+
+def unit_tests(session: nox.Session) -> None:
+    """Run the tests on one Python, with branch coverage."""
+    install(session, "tests")
+    pytest = ["python", "-m", "pytest"]
+    if session.posargs:
+        session.run(*pytest, *session.posargs)
+    else:
+        session.run(*pytest, "--cov", "--cov-report=term")
+    if session.name == f"tests-{RUNNING}":
+        # pytest's summary is the last word, unless something has failed.
+        logging.getLogger("nox").setLevel(logging.ERROR)
+
+
+for version, program in PYTHONS.items():
+    nox.session(name=f"tests-{version}", python=program)(unit_tests)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Hash a directory tree: [DIRECTORY] [--workers N] [--algorithm NAME]."""
+    install(session)
+    # nox mixes the two outputs by default; one is for sha256sum, one for people.
+    command = ["python", "examples/checksums.py", *session.posargs]
+    session.run(*command, stderr=sys.stderr, interrupt_timeout=5)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, then compare the pool with bare trio."""
+    install(session, "bench")
+    session.run("python", "-m", "pytest", "benchmarks", *session.posargs)
+    session.run("python", "benchmarks/compare.py")
+
+
+@nox.session
+def stress(session: nox.Session) -> None:
+    """Run the tests with the large budget for generated programs."""
+    install(session, "tests")
+    large = {"TRIO_POOL_STRESS": "1"}
+    session.run("python", "-m", "pytest", *session.posargs, env=large)

@@ -1,0 +1,313 @@
+"""A batch: a source that workers pull jobs from, so that no item ever queues."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
+
+import trio
+from trio.lowlevel import (
+    Abort,
+    checkpoint,
+    current_task,
+    disable_ki_protection,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
+
+from ._events import JobState
+from ._job import Job
+from ._trio import WAKE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterator
+    from contextvars import Context
+
+    from trio.lowlevel import Task
+
+    from ._supervisor import Supervisor
+    from ._worker import Worker
+
+
+class Sink(Protocol):
+    """Where a batch puts its results: a list, or a stream's window."""
+
+    def expect(self, item: Any) -> None:
+        """The next item of the input has been taken."""
+
+    def answer(self, job: Job) -> None:
+        """The job of ``job.index`` has ended."""
+
+    def ended(self) -> None:
+        """The source has run out and every item has ended."""
+
+
+@disable_ki_protection
+def _advance(iterator: Iterator[Any]) -> Any:
+    """Take an item from the user's iterator, which Ctrl-C may interrupt."""
+    return next(iterator)
+
+
+@final
+class Batch:
+    """One `map`, `settle` or `stream`: where items come from and results go.
+
+    Unless the sink ``keeps`` the job records, each worker has one record for
+    the batch and fills it anew for each item. A batch is ``hungry`` while a worker may pull from it.
+    """
+
+    __slots__ = (
+        "_feeder",
+        "_feeding",
+        "_iterator",
+        "_owner",
+        "_queue",
+        "_raise_cancel",
+        "_sink",
+        "context",
+        "cut",
+        "ended_early",
+        "exhausted",
+        "fn",
+        "hungry",
+        "keeps",
+        "live",
+        "pool_error",
+        "priority",
+        "source_error",
+        "stop_at",
+        "stopped",
+        "supervisor",
+        "taken",
+        "timeout",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        sink: Sink,
+        context: Context,
+        timeout: float,
+        priority: int,
+        stop_at: float = math.inf,
+        keeps: bool = False,
+        fn: Callable[..., Any] | None = None,
+    ) -> None:
+        self.supervisor = supervisor
+        self.context = context
+        self.timeout = timeout
+        self.priority = priority
+        self.keeps = keeps
+        self.fn = fn
+        """What a `TaskPool` calls with each item."""
+        self.waiting = False
+        self.hungry = False
+        self.taken = 0
+        """Items taken so far: the index of the next one."""
+        self.stop_at = stop_at
+        """The index that must not be taken before the reader has moved on."""
+        self.live = 0
+        """Items that a worker has."""
+        self.exhausted = False
+        """No more items come from the source."""
+        self.stopped = False
+        """The rest was called off."""
+        self.cut = False
+        """It was called off before the source ran out."""
+        self.ended_early = 0
+        """Items that ended cancelled because the rest was called off."""
+        self.source_error: BaseException | None = None
+        self.pool_error: Exception | None = None
+        self._sink = sink
+        self._iterator: Iterator[Any] | None = None
+        self._queue: deque[Any] = deque()
+        self._feeder: Task | None = None
+        self._feeding: trio.CancelScope | None = None
+        self._owner: Task | None = None
+        self._raise_cancel: Callable[[], NoReturn] | None = None
+
+    # What workers and the supervisor do: synchronous, in their own step.
+
+    def open(self, iterator: Iterator[Any]) -> None:
+        """Let workers pull from a plain iterator."""
+        self._iterator = iterator
+        self._look()
+
+    def take(self, worker: Worker) -> Job | None:
+        """Pull the next item into the worker's record; None if there is none."""
+        if self._iterator is None:
+            item = self._queue.popleft()
+            if self._feeder is not None:
+                self._wake_feeder()
+        else:
+            try:
+                item = _advance(self._iterator)
+            except StopIteration:
+                self._run_out()
+                return None
+            except BaseException as error:
+                self.source_error = error
+                self.stop()
+                return None
+            if self.stopped:
+                return None
+        self._sink.expect(item)
+        job = worker.ticket
+        if job is None or job.batch is not self or self.keeps:
+            job = worker.ticket = self._ticket()
+        else:
+            job.attempts = 0
+            job.error = job.traceback = None
+            job.overdue = False
+        job.id = self.supervisor.next_id()
+        job.input = item if self.fn is None else (self.fn, (item,))
+        job.index = self.taken
+        self.taken += 1
+        self.live += 1
+        if self.taken >= self.stop_at or not (self._iterator or self._queue):
+            self.hungry = False
+        return job
+
+    def _ticket(self) -> Job:
+        job = Job(
+            self.supervisor, 0, None, self.context, self.timeout, self.priority
+        )
+        job.batch = self
+        return job
+
+    def answer(self, job: Job) -> None:
+        """Pass on what became of an item."""
+        self.live -= 1
+        if self.stopped and job.state is JobState.CANCELLED:
+            self.ended_early += 1
+        else:
+            self._sink.answer(job)
+        if not self.keeps:
+            job.input = job.value = None
+        if not self.live and self.exhausted:
+            self._end()
+
+    def _look(self) -> None:
+        """Get in line if there is something to pull."""
+        if (
+            not self.hungry
+            and not self.exhausted
+            and self.taken < self.stop_at
+            and (self._iterator is not None or self._queue)
+        ):
+            self.hungry = True
+            self.supervisor.offer(self)
+
+    def _run_out(self) -> None:
+        self.exhausted = True
+        self.hungry = False
+        self._queue.clear()
+        self._iterator = None
+        if self._feeder is not None:
+            self._wake_feeder()
+        if not self.live:
+            self._end()
+        self.supervisor.check_drained()
+
+    def _end(self) -> None:
+        self._sink.ended()
+        if self._owner is not None:
+            owner, self._owner = self._owner, None
+            reschedule(owner, WAKE)
+
+    def stop(self, pool_error: Exception | None = None) -> None:
+        """Call off the rest: pull no more, cancel what runs."""
+        if pool_error is not None and self.pool_error is None:
+            self.pool_error = pool_error
+        if not self.stopped:
+            self.stopped = True
+            self.cut = not self.exhausted
+            if self._feeding is not None:
+                self._feeding.cancel(reason="a batch of trio_pool was called off")
+            self._run_out()
+            self.supervisor.cancel_batch(self)
+
+    def move_on(self, stop_at: float) -> None:
+        """Let items below the index ``stop_at`` be taken."""
+        self.stop_at = stop_at
+        if self._feeder is not None:
+            self._wake_feeder()
+        self._look()
+
+    # What the task of the call does.
+
+    def _wake_feeder(self) -> None:
+        feeder, self._feeder = self._feeder, None
+        if feeder is not None:
+            reschedule(feeder, WAKE)
+
+    async def feed(self, items: AsyncIterable[Any]) -> None:
+        """Pull items from an async iterable in this task, a few ahead."""
+        if self.exhausted:
+            return
+        with trio.CancelScope() as self._feeding:
+            try:
+                async for item in items:
+                    if self.exhausted:
+                        break
+                    self._queue.append(item)
+                    self._look()
+                    await self._wait_for_need()
+            except Exception as error:
+                self.source_error = error
+                self.stop()
+            else:
+                self._run_out_of_feed()
+
+    async def _wait_for_need(self) -> None:
+        width = max(1, self.supervisor.wanted)
+        while not self.exhausted and (
+            len(self._queue) >= width or self.taken + len(self._queue) >= self.stop_at
+        ):
+            self._feeder = current_task()
+            await wait_task_rescheduled(self._feeder_left)
+
+    def _feeder_left(self, _: object) -> Abort:
+        self._feeder = None
+        return Abort.SUCCEEDED
+
+    def _run_out_of_feed(self) -> None:
+        if self._queue:
+            # What was fed goes on as a plain source that will run out.
+            self._iterator = _drain(self._queue)
+            self._look()
+        else:
+            self._run_out()
+
+    @enable_ki_protection
+    async def wait(self) -> None:
+        """Wait until the source has run out and every item has ended.
+
+        Cancelled, it calls off the rest and returns by the cancellation when
+        all handlers have ended; unless they all finished all the same.
+        """
+        if self.exhausted and not self.live:
+            await checkpoint()
+            return
+        self._owner = current_task()
+        await wait_task_rescheduled(self._abort)
+        raise_cancel, self._raise_cancel = self._raise_cancel, None
+        if raise_cancel is not None and (self.cut or self.ended_early):
+            raise_cancel()
+
+    def _abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
+        owner, self._owner = self._owner, None
+        self.stop()
+        if not self.live:
+            return Abort.SUCCEEDED
+        self._owner = owner
+        self._raise_cancel = raise_cancel
+        return Abort.FAILED
+
+
+def _drain(queue: deque[Any]) -> Iterator[Any]:
+    while queue:
+        yield queue.popleft()

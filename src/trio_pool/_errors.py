@@ -1,0 +1,160 @@
+"""The errors that the pool itself raises, each carrying its facts."""
+
+from __future__ import annotations
+
+from typing import final
+
+import trio
+
+
+class PoolError(Exception):
+    """Anything that the pool itself has to say to its caller."""
+
+
+@final
+class WrongThread(PoolError, RuntimeError):
+    """A pool was called from another thread, or outside its trio run."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__(pool)
+        self.pool = pool
+
+    def __str__(self) -> str:
+        return (
+            f"pool {self.pool!r} was called from another thread or outside its trio "
+            "run; from a thread, call it by trio.from_thread.run() or "
+            "trio.from_thread.run_sync()"
+        )
+
+
+@final
+class PoolClosed(PoolError):
+    """The pool takes no more jobs; this one never started."""
+
+    started = False
+
+    def __init__(self, pool: str) -> None:
+        super().__init__(pool)
+        self.pool = pool
+
+    def __str__(self) -> str:
+        return f"pool {self.pool!r} is closed: it takes no more jobs"
+
+
+@final
+class BacklogFull(PoolError, trio.WouldBlock):
+    """There was no room for the job; it never started.
+
+    It is a `trio.WouldBlock` too: "no room now" is what both say.
+    """
+
+    started = False
+
+    def __init__(self, pool: str, max_backlog: float) -> None:
+        super().__init__(pool, max_backlog)
+        self.pool = pool
+        self.max_backlog = max_backlog
+
+    def __str__(self) -> str:
+        return f"pool {self.pool!r} has no room: max_backlog is {self.max_backlog}"
+
+
+@final
+class PoolBroken(PoolError):
+    """The pool gave up: its restart budget was spent, or its supervisor failed.
+
+    Raised out of the block, and to everyone who waits for the pool. To the
+    waiter of one job it says that job's fate in `job_id`, `started`,
+    `attempts` and `worker`. Its ``__cause__`` is what broke the pool.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        reason: str,
+        job_id: int | None = None,
+        started: bool = False,
+        attempts: int = 0,
+        worker: int | None = None,
+    ) -> None:
+        super().__init__(pool, reason, job_id, started, attempts, worker)
+        self.pool = pool
+        self.reason = reason
+        self.job_id = job_id
+        self.started = started
+        self.attempts = attempts
+        self.worker = worker
+
+    def __str__(self) -> str:
+        text = f"pool {self.pool!r} is broken: {self.reason}"
+        if self.job_id is None:
+            return text
+        return f"{text}; job {self.job_id} {_fate(self.started)}"
+
+
+class JobError(PoolError):
+    """What the pool has to say about one job.
+
+    ``started`` answers "may it have run?": if it is false, submitting the job
+    again is safe. ``attempts`` counts its starts, ``worker`` is the id of the
+    worker that ran it last.
+    """
+
+    def __init__(
+        self, job_id: int, started: bool, attempts: int, worker: int | None
+    ) -> None:
+        super().__init__(job_id, started, attempts, worker)
+        self.job_id = job_id
+        self.started = started
+        self.attempts = attempts
+        self.worker = worker
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} {self._what}; it {_fate(self.started)}"
+
+    _what = "failed"
+
+
+@final
+class JobTimeout(JobError, trio.TooSlowError):
+    """The job ran longer than its ``timeout`` (seconds) and was cancelled."""
+
+    def __init__(
+        self,
+        job_id: int,
+        started: bool,
+        attempts: int,
+        worker: int | None,
+        timeout: float,
+    ) -> None:
+        super().__init__(job_id, started, attempts, worker)
+        self.args = (job_id, started, attempts, worker, timeout)
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} ran longer than its timeout of {self.timeout} s"
+
+
+@final
+class JobDropped(JobError):
+    """The job made room for a newer one before it could start."""
+
+    _what = "was dropped from a full backlog"
+
+
+@final
+class JobCancelled(JobError):
+    """The job was cancelled: by its reply, by shutdown, or with the pool."""
+
+    _what = "was cancelled"
+
+
+@final
+class WorkerCrashed(JobError):
+    """The worker died under the job; the ``__cause__`` is what killed it."""
+
+    _what = "lost its worker"
+
+
+def _fate(started: bool) -> str:
+    return "had started" if started else "had not started"

@@ -1,0 +1,290 @@
+"""What the pool tells about itself: hooks, statistics and other records."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, final
+
+import attrs
+import outcome
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+log = logging.getLogger("trio_pool")
+
+
+@final
+class JobState(enum.Enum):
+    """Where a job is between its acceptance and its one terminal state."""
+
+    DELAYED = "delayed"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DROPPED = "dropped"
+    LOST = "lost"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a job in this state has ended."""
+        return self not in _LIVE
+
+
+_LIVE = (JobState.DELAYED, JobState.QUEUED, JobState.RUNNING)
+
+
+@final
+class WorkerState(enum.Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+@final
+@attrs.frozen
+class PoolChanged:
+    """The pool started or stopped."""
+
+    pool: str
+    """The pool's name."""
+    time: float
+    """When, on `trio.current_time()`."""
+
+
+@final
+@attrs.frozen
+class PoolResized:
+    """Another number of workers is wanted."""
+
+    pool: str
+    """The pool's name."""
+    time: float
+    """When, on `trio.current_time()`."""
+    old: int
+    """Workers wanted before."""
+    new: int
+    """Workers wanted now."""
+
+
+@final
+@attrs.frozen
+class WorkerChanged:
+    """A worker started, stopped, crashed or was restarted."""
+
+    pool: str
+    """The pool's name."""
+    time: float
+    """When, on `trio.current_time()`."""
+    worker: int
+    """The worker's id."""
+    error: BaseException | None
+    """What went wrong, when it crashed."""
+
+
+@final
+@attrs.frozen
+class JobChanged:
+    """A job reached another state."""
+
+    pool: str
+    """The pool's name."""
+    time: float
+    """When, on `trio.current_time()`."""
+    job_id: int
+    """The job's id."""
+    state: JobState
+    """The state it reached."""
+    worker: int | None
+    """The id of the worker that has or had it."""
+    attempts: int
+    """How often it was started."""
+    error: BaseException | None
+    """What its caller hears, when that is an error."""
+
+
+class Hooks:
+    """Subclass this and override what you want to hear of.
+
+    Hooks are synchronous and run on the pool's thread, so they should be
+    short. Only overridden methods are ever called; the others cost nothing.
+    Job hooks run before the caller gets the result. A hook that raises is
+    logged once, removed, and changes nothing else.
+    """
+
+    def on_pool_start(self, event: PoolChanged) -> None:
+        """Every worker is set up; the block is about to be entered."""
+
+    def on_pool_stop(self, event: PoolChanged) -> None:
+        """The last worker has gone."""
+
+    def on_worker_start(self, event: WorkerChanged) -> None:
+        """A worker is set up and takes jobs."""
+
+    def on_worker_stop(self, event: WorkerChanged) -> None:
+        """A worker has gone, as planned."""
+
+    def on_worker_crash(self, event: WorkerChanged) -> None:
+        """A worker died, or could not be set up, or failed to clean up."""
+
+    def on_worker_restart(self, event: WorkerChanged) -> None:
+        """A crashed worker is being set up again."""
+
+    def on_resize(self, event: PoolResized) -> None:
+        """Another number of workers is wanted."""
+
+    def on_job_queue(self, event: JobChanged) -> None:
+        """A job was accepted."""
+
+    def on_job_start(self, event: JobChanged) -> None:
+        """A job is about to run."""
+
+    def on_job_complete(self, event: JobChanged) -> None:
+        """A job has a result."""
+
+    def on_job_error(self, event: JobChanged) -> None:
+        """A job failed, timed out, or lost its worker."""
+
+    def on_job_cancel(self, event: JobChanged) -> None:
+        """A job was cancelled."""
+
+    def on_job_drop(self, event: JobChanged) -> None:
+        """A waiting job made room for a newer one."""
+
+
+HOOK_NAMES = tuple(name for name in vars(Hooks) if name.startswith("on_"))
+
+Listener = Callable[[Any], None]
+
+
+@final
+class HookCalls:
+    """The overridden methods of some hooks, by name; one that raises is dropped."""
+
+    def __init__(self, hooks: Iterable[Hooks]) -> None:
+        found: dict[str, list[Listener]] = {}
+        for name in HOOK_NAMES:
+            plain = getattr(Hooks, name)
+            found[name] = [
+                getattr(hook, name)
+                for hook in hooks
+                if getattr(type(hook), name) is not plain or name in vars(hook)
+            ]
+        self._found = found
+        self.any_job_hook = any(
+            found[name] for name in found if name.startswith("on_job_")
+        )
+
+    def listening(self, name: str) -> bool:
+        """Say whether anyone listens, so that the event need not be made."""
+        return bool(self._found[name])
+
+    def call(self, name: str, event: object) -> None:
+        """Tell every listener; drop and log the one that raises."""
+        for listener in tuple(self._found[name]):
+            try:
+                listener(event)
+            except Exception:
+                self._found[name].remove(listener)
+                log.exception("the hook %s raised and is not called again", name)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class PoolStatistics:
+    """Counts of one moment, exact.
+
+    ``accepted == delayed + queued + running + done + failed + timed_out +
+    cancelled + expired + dropped + lost``, always.
+    """
+
+    size: int
+    """Workers wanted."""
+    workers: int
+    """Workers that are set up."""
+    busy: int
+    """Workers that have a job."""
+    accepted: int
+    """Jobs ever accepted."""
+    delayed: int
+    """Jobs that wait for their time."""
+    queued: int
+    """Jobs that wait for a worker."""
+    running: int
+    """Jobs that a worker has."""
+    done: int
+    """Jobs that ended with a result."""
+    failed: int
+    """Jobs that ended with their handler's error."""
+    timed_out: int
+    """Jobs that ran longer than their timeout."""
+    cancelled: int
+    """Jobs that were cancelled, waiting or running."""
+    expired: int
+    """Jobs that waited too long."""
+    dropped: int
+    """Jobs that made room for newer ones."""
+    lost: int
+    """Jobs that lost their worker, or the pool."""
+    restarts: int
+    """Crashed workers that were set up again."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class WorkerSnapshot:
+    """One worker at one moment."""
+
+    id: int
+    """The worker's id: its slot's number, from 0."""
+    state: WorkerState
+    """What it is doing."""
+    job_id: int | None
+    """The id of the job it has."""
+    job_age: float | None
+    """Seconds since that job started."""
+    jobs: int
+    """Jobs it has started."""
+    restarts: int
+    """How often it was set up again after a crash."""
+    last_error: BaseException | None
+    """What killed it last."""
+
+
+@final
+@attrs.frozen
+class Settled(Generic[In, Out]):
+    """One item of `Pool.settle` or `Pool.stream` and what became of it."""
+
+    index: int
+    """Its position in the input, from 0."""
+    item: In
+    """The input itself."""
+    outcome: outcome.Value[Out] | outcome.Error
+    """Its result or its error; ``outcome.unwrap()`` returns or raises it."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ShutdownReport:
+    """The fate of every job that was accepted and unfinished as shutdown began."""
+
+    done: int
+    """Jobs that ended with a result."""
+    failed: int
+    """Jobs that failed, timed out, or lost their worker."""
+    cancelled: int
+    """Jobs that were cancelled when the grace was over, or by someone else."""
+    unfinished: int
+    """Jobs that were cancelled but had not ended a second later."""

@@ -1,0 +1,420 @@
+"""The worker actor: open its context, take a job, run it, answer, repeat."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context, copy_context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    current_task,
+    disable_ki_protection,
+    enable_ki_protection,
+)
+
+from ._errors import JobCancelled, JobTimeout, WorkerCrashed
+from ._events import JobState, WorkerState
+from ._trio import forget_nurseries, schedule_points, scope_status, show_deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.lowlevel import Task
+
+    from ._job import Job
+    from ._supervisor import Supervisor
+
+Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
+Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]]"
+
+_MISSING = object()
+
+# Frames above the handler in an error caught by `serve`: serve and the call.
+_OWN_FRAMES = 2
+
+
+@disable_ki_protection
+async def call_handler(handler: Handler, job_input: Any) -> Any:
+    """Call a handler so that Ctrl-C may interrupt it, unlike its worker."""
+    return await handler(job_input)
+
+
+@disable_ki_protection
+async def call_function(_: object, call: tuple[Callable[..., Any], Any]) -> Any:
+    """Call the async function that a job of a `TaskPool` is."""
+    return await call[0](*call[1])
+
+
+def same_context(one: Context, other: Context) -> bool:
+    """Say whether two contexts hold the same objects, asking no user's ``==``."""
+    if len(one) != len(other):
+        return False
+    return all(one.get(var, _MISSING) is value for var, value in other.items())
+
+
+@final
+class Worker:
+    """One slot of the pool and the actor that fills it.
+
+    The actor is a task; after a crash another task takes its place here. The
+    supervisor reads and mends this record in synchronous steps; ``job`` is
+    set in the step of the hand-over and cleared in that of the answer.
+    """
+
+    __slots__ = (
+        "_base",
+        "_crash",
+        "_life",
+        "_receive",
+        "_scope",
+        "crashes",
+        "deadline",
+        "due",
+        "id",
+        "job",
+        "jobs",
+        "last_error",
+        "restarts",
+        "retiring",
+        "send",
+        "shown",
+        "state",
+        "supervisor",
+        "task",
+        "ticket",
+    )
+
+    def __init__(self, supervisor: Supervisor, worker_id: int) -> None:
+        self.supervisor = supervisor
+        self.id = worker_id
+        self.state = WorkerState.STARTING
+        self.retiring = False
+        self.job: Job | None = None
+        self.ticket: Job | None = None
+        self.jobs = 0
+        self.restarts = 0
+        self.last_error: BaseException | None = None
+        self.crashes: deque[float] = deque()
+        self.due: float | None = None
+        self.deadline = float("inf")
+        self._crash: BaseException | None = None
+        self._scope: trio.CancelScope | None = None
+        self._life: trio.CancelScope | None = None
+
+    # What others do to it: synchronous.
+
+    def hand(self, job: Job | None) -> None:
+        """Put a job into the mailbox of an idle worker; None: look around."""
+        # A fresh copy, as what a job sets must not reach the worker's own.
+        self.task.context = self._base.copy() if job is None else job.context
+        self.send.send_nowait(job)
+
+    def cancel_job(self, reason: str) -> None:
+        """Cancel the handler that is running."""
+        if self._scope is not None:
+            self._scope.cancel(reason=reason)
+
+    def retire(self) -> None:
+        """Leave after the current job; a setup under way is cancelled."""
+        self.retiring = True
+        if self.state is WorkerState.STARTING and self._life is not None:
+            self._life.cancel(reason="trio_pool: the worker is not wanted any more")
+
+    # The actor.
+
+    @enable_ki_protection
+    async def run(self) -> None:
+        """Be one worker from its setup to its cleanup, and report the end."""
+        supervisor = self.supervisor
+        self.task: Task = current_task()
+        self._base: Context = self.task.context
+        # Room for one: a message sent in the tick in which the worker is
+        # cancelled must be accepted; the job stays on record in `job`.
+        self.send, self._receive = trio.open_memory_channel["Job | None"](1)
+        self._crash = None
+        trouble: BaseException | None = None
+        try:
+            with trio.CancelScope() as self._life:
+                if self.retiring:
+                    self._life.cancel()
+                async with self._opened() as handler:
+                    supervisor.worker_ready(self)
+                    try:
+                        await self.serve(handler)
+                    finally:
+                        self.state = WorkerState.STOPPING
+                        # The worker's own cleanup sees the worker's context.
+                        self.task.context = self._base
+                        await cancel_shielded_checkpoint()
+        except BaseException as error:
+            trouble = error
+        self._life = self._scope = None
+        if self.task.child_nurseries:
+            forget_nurseries(self.task)
+        try:
+            supervisor.worker_gone(self, self._crash, trouble)
+        finally:
+            del trouble
+            self._crash = None
+
+    def _opened(self) -> AbstractAsyncContextManager[Handler]:
+        manager = _make(self.supervisor.factory)
+        if not (hasattr(manager, "__aenter__") and hasattr(manager, "__aexit__")):
+            raise TypeError(
+                "worker must be a callable that returns an async context manager, "
+                f"such as a function under @asynccontextmanager; it returned {manager!r}"
+            )
+        return _Checked(manager)
+
+    async def serve(self, handler: Handler) -> None:
+        """Run jobs until told to retire; raises `WorkerCrashed` to be replaced."""
+        supervisor = self.supervisor
+        task = self.task
+        call = supervisor.call
+        next_job = supervisor.next_job
+        finish = supervisor.finish
+        clock = supervisor.clock
+        receive = self._receive.receive
+        # No job may see the worker's own context object, which it could change.
+        task.context = self._base.copy()
+        await cancel_shielded_checkpoint()
+        while not self.retiring:
+            scope = self._scope = trio.CancelScope()
+            shown = float("inf")
+            with scope:
+                status = scope_status(task)
+                # The time slice: when this worker last let other tasks run.
+                points = schedule_points(task)
+                rested = perf_counter()
+                while True:
+                    job = self.job
+                    if job is None:
+                        job = next_job(self)
+                        if job is None:
+                            if self.retiring:
+                                return
+                            supervisor.rest(self)
+                            # An idle worker keeps no caller's context alive.
+                            task.context = self._base
+                            await receive()
+                            points = schedule_points(task)
+                            rested = perf_counter()
+                            continue
+                        # An idle worker was woken in the job's context; a busy
+                        # one is still in that of the last job.
+                        live = copy_context()
+                        if (live or job.context) and not same_context(
+                            live, job.context
+                        ):
+                            context = job.context
+                            task.context = context.copy() if job.batch else context
+                            await cancel_shielded_checkpoint()
+                            if self.job is not job:
+                                continue
+                            points = schedule_points(task)
+                            rested = perf_counter()
+                    job.attempts += 1
+                    self.jobs += 1
+                    now = job.started_at = clock()
+                    deadline = job.deadline
+                    if job.timeout < supervisor.forever:
+                        deadline = min(deadline, self.start_timer(now + job.timeout))
+                    if deadline != shown:
+                        show_deadline(scope, deadline)
+                        shown = deadline
+                    if supervisor.watched:
+                        supervisor.tell_job("on_job_start", job)
+                    try:
+                        job.value = await call(handler, job.input)
+                    except BaseException as error:
+                        self._settle_error(job, error)
+                    else:
+                        if scope_status(task) is status:
+                            finish(job)
+                        else:
+                            self._misnested(job)
+                    if self._crash is not None:
+                        raise self._last_words(job) from self._crash
+                    if scope_status(task) is not status:
+                        self._misnested(None)
+                        raise self._last_words(job) from self._crash
+                    if self.retiring or scope.cancel_called:
+                        break
+                    slept = schedule_points(task)
+                    if slept != points:
+                        points = slept
+                        rested = 0.0
+                    else:
+                        moment = perf_counter()
+                        if not rested:
+                            rested = moment
+                        elif moment - rested > supervisor.slice:
+                            await cancel_shielded_checkpoint()
+                            points = schedule_points(task)
+                            rested = perf_counter()
+
+    def start_timer(self, deadline: float) -> float:
+        """Have the watchdog cancel the job at ``deadline`` if it still runs."""
+        self.deadline = deadline
+        self.supervisor.watch(deadline)
+        return deadline
+
+    def _last_words(self, job: Job) -> WorkerCrashed:
+        # The context manager gets an error of its own: the job's error object
+        # is being raised in the caller's task meanwhile.
+        return WorkerCrashed(job.id, True, job.attempts, self.id)
+
+    def _misnested(self, job: Job | None) -> None:
+        error = RuntimeError(
+            "the handler left a cancel scope or nursery open, so its worker is broken"
+        )
+        self._crash = error
+        if job is not None:
+            job.value = None
+            self._lose(job, error)
+            self.supervisor.end(job, JobState.LOST)
+
+    def _lose(self, job: Job, cause: BaseException) -> None:
+        error = WorkerCrashed(job.id, True, job.attempts, self.id)
+        error.__cause__ = cause
+        job.error = error
+
+    def _settle_error(self, job: Job, error: BaseException) -> None:
+        """Decide what an error of a handler means, and answer."""
+        traceback = error.__traceback__
+        for _ in range(_OWN_FRAMES):
+            if traceback is not None:
+                traceback = traceback.tb_next
+        job.traceback = traceback
+        supervisor = self.supervisor
+        try:
+            rest: BaseException | None = error
+            if isinstance(error, BaseExceptionGroup):
+                interrupts, _ = error.split(KeyboardInterrupt)
+                if interrupts is not None:
+                    rest = _first_leaf(interrupts)
+                else:
+                    _, rest = error.split(trio.Cancelled)
+            elif isinstance(error, trio.Cancelled):
+                rest = None
+            if rest is None:
+                self._settle_cancelled(job, error)
+            elif isinstance(rest, Exception):
+                # A cancelled caller gets its group whole, as from a direct call.
+                job.error = rest if job.raise_cancel is None else error
+                if _is_of(rest, supervisor.config.crash_on):
+                    self._crash = rest
+                supervisor.end(job, JobState.FAILED)
+            else:
+                job.traceback = None
+                self._lose(job, rest)
+                self._crash = rest
+                supervisor.end(job, JobState.LOST)
+                if isinstance(rest, KeyboardInterrupt):
+                    supervisor.interrupt(rest)
+        finally:
+            del error, rest
+
+    def _settle_cancelled(self, job: Job, cancelled: BaseException) -> None:
+        supervisor = self.supervisor
+        job.traceback = None
+        if job.raise_cancel is None:
+            if job.overdue and not job.cancel_asked:
+                job.error = JobTimeout(
+                    job.id, True, job.attempts, self.id, job.timeout
+                )
+                supervisor.end(job, JobState.TIMED_OUT)
+                return
+            if supervisor.stopping:
+                supervisor.end_stopped(job)
+                return
+            batch = job.batch
+            if not job.cancel_asked and not (batch is not None and batch.stopped):
+                # Nobody we know has cancelled it: something under the worker
+                # is dying. The job's record is answered with the cause.
+                raise cancelled
+            job.error = JobCancelled(job.id, True, job.attempts, self.id)
+        supervisor.end(job, JobState.CANCELLED)
+
+
+@disable_ki_protection
+def _make(factory: Factory) -> Any:
+    return factory()
+
+
+@final
+class _Checked:
+    """A worker's context manager, entered under Ctrl-C, its handler checked."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[Handler]) -> None:
+        self._manager = manager
+
+    @disable_ki_protection
+    async def __aenter__(self) -> Handler:
+        handler = await self._manager.__aenter__()
+        try:
+            check_handler("the value of worker", handler)
+        except TypeError as error:
+            if not await self._manager.__aexit__(
+                type(error), error, error.__traceback__
+            ):
+                raise
+            raise
+        return handler
+
+    @disable_ki_protection
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        return await self._manager.__aexit__(*exc_info)
+
+
+def check_handler(option: str, handler: object) -> None:
+    """Refuse what cannot be an ``async (job input) -> result``."""
+    if not callable(handler):
+        raise TypeError(f"{option} must be an async function, got {handler!r}")
+    if inspect.isclass(handler):
+        raise TypeError(
+            f"{option} must be an async function, got the class {handler!r}; "
+            "a class that is an async context manager goes into worker="
+        )
+    if not _is_async(handler):
+        name = getattr(handler, "__name__", "fn")
+        raise TypeError(
+            f"{option} must be an async function, got the sync {handler!r}; wrap it, "
+            f"as in: async def handler(x): return await "
+            f"trio.to_thread.run_sync({name}, x)"
+        )
+
+
+def _is_async(handler: Any) -> bool:
+    # Through functools.wraps, functools.partial and callable objects.
+    seen = handler
+    while True:
+        if inspect.iscoroutinefunction(seen):
+            return True
+        inner = getattr(seen, "__wrapped__", None) or getattr(seen, "func", None)
+        if inner is None:
+            break
+        seen = inner
+    if inspect.isroutine(seen) or inspect.isclass(seen):
+        return False
+    return inspect.iscoroutinefunction(type(seen).__call__)
+
+
+def _is_of(error: Exception, types: tuple[type[Exception], ...]) -> bool:
+    if not types:
+        return False
+    if isinstance(error, types):
+        return True
+    return isinstance(error, ExceptionGroup) and error.subgroup(types) is not None
+
+
+def _first_leaf(group: BaseExceptionGroup[Any]) -> BaseException:
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf
