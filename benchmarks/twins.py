@@ -58,9 +58,9 @@ async def floor_process(size: int, handler: Handler) -> AsyncGenerator[Process]:
 @asynccontextmanager
 async def channel_process(size: int, handler: Handler) -> AsyncGenerator[Process]:
     """What users write: workers over a memory channel, a reply channel each."""
-    send, receive = trio.open_memory_channel[
-        tuple[Any, trio.MemorySendChannel[Any]]
-    ](1024)
+    send, receive = trio.open_memory_channel[tuple[Any, trio.MemorySendChannel[Any]]](
+        1024
+    )
 
     async def worker() -> None:
         async for x, reply in receive:
@@ -128,5 +128,3 @@ async def channel_map(size: int, handler: Handler) -> AsyncGenerator[Map]:
             return results
 
         yield map_items
-
-

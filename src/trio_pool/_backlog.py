@@ -26,12 +26,24 @@ class Line:
     those of its priority, for as long as it has jobs to give.
     """
 
-    __slots__ = ("_gone", "_levels", "_priorities", "count")
+    __slots__ = (
+        "_gone",
+        "_levels",
+        "_plain",
+        "_priorities",
+        "_top",
+        "batches",
+        "count",
+    )
 
     def __init__(self) -> None:
         self.count = 0
         """Jobs in line, not counting those still inside batches."""
-        self._levels: dict[int, deque[_Entry]] = {0: deque()}
+        self.batches = 0
+        """Batches in line; one may have nothing more to give."""
+        self._plain: deque[_Entry] = deque()
+        self._top = self._plain
+        self._levels = {0: self._plain}
         self._priorities = [0]
         self._gone = 0
 
@@ -40,13 +52,17 @@ class Line:
         if level is None:
             level = self._levels[priority] = deque()
             insort(self._priorities, priority)
+            self._top = self._levels[self._priorities[-1]]
         return level
 
     def push(self, job: Job) -> None:
         """Let a job queue up."""
         job.waiting = True
-        self._level(job.priority).append(job)
         self.count += 1
+        if job.priority:
+            self._level(job.priority).append(job)
+        else:
+            self._plain.append(job)
 
     def push_front(self, job: Job) -> None:
         """Put back a job that was taken and not started."""
@@ -58,10 +74,25 @@ class Line:
         """Let a batch queue up, unless it is in line already."""
         if not batch.waiting:
             batch.waiting = True
+            self.batches += 1
             self._level(batch.priority).append(batch)
 
     def pop(self) -> _Entry | None:
         """Take the first job, or name the first batch that has one to give."""
+        # The head of the highest level, which is nearly always it.
+        level = self._top
+        if level:
+            entry = level[0]
+            if entry.__class__ is not Batch and entry.waiting:
+                del level[0]
+                entry.waiting = False
+                self.count -= 1
+                return entry
+        if not self.count and not self.batches:
+            return None
+        return self._find()
+
+    def _find(self) -> _Entry | None:
         priorities = self._priorities
         at = len(priorities) - 1
         while at >= 0:
@@ -73,6 +104,7 @@ class Line:
                         level.append(entry)
                         return entry
                     entry.waiting = False
+                    self.batches -= 1
                 elif entry.waiting:
                     entry.waiting = False
                     self.count -= 1
@@ -81,6 +113,7 @@ class Line:
                     self._gone -= 1
             if priorities[at]:
                 del self._levels[priorities.pop(at)]
+                self._top = self._levels[priorities[-1]]
             at -= 1
         return None
 
@@ -113,14 +146,19 @@ class Line:
     def _sweep(self) -> None:
         for priority, level in self._levels.items():
             self._levels[priority] = deque(entry for entry in level if entry.waiting)
+        self._top = self._levels[self._priorities[-1]]
+        self._plain = self._levels[0]
         self._gone = 0
 
     def has_work(self) -> bool:
         """Say whether `pop` would find something."""
-        return self.count > 0 or any(
-            entry.__class__ is Batch and entry.hungry
-            for level in self._levels.values()
-            for entry in level
+        return self.count > 0 or (
+            self.batches > 0
+            and any(
+                entry.__class__ is Batch and entry.hungry
+                for level in self._levels.values()
+                for entry in level
+            )
         )
 
     def drain(self) -> list[Job]:
@@ -131,7 +169,9 @@ class Line:
                 if entry.__class__ is not Batch and entry.waiting:
                     jobs.append(entry)  # type: ignore[arg-type]
                 entry.waiting = False
-        self._levels = {0: deque()}
+        self._plain = deque()
+        self._top = self._plain
+        self._levels = {0: self._plain}
         self._priorities = [0]
-        self.count = self._gone = 0
+        self.count = self.batches = self._gone = 0
         return jobs

@@ -50,6 +50,10 @@ def _advance(iterator: Iterator[Any]) -> Any:
     return next(iterator)
 
 
+# Iterators that run nobody's code need no place for Ctrl-C to land.
+_PLAIN = frozenset(map(type, map(iter, ([], (), range(0), {}, set(), "", b""))))
+
+
 @final
 class Batch:
     """One `map`, `settle` or `stream`: where items come from and results go.
@@ -61,7 +65,7 @@ class Batch:
     __slots__ = (
         "_feeder",
         "_feeding",
-        "_iterator",
+        "advance",
         "_owner",
         "_queue",
         "_raise_cancel",
@@ -73,6 +77,7 @@ class Batch:
         "fn",
         "hungry",
         "keeps",
+        "iterator",
         "live",
         "pool_error",
         "priority",
@@ -82,6 +87,7 @@ class Batch:
         "supervisor",
         "taken",
         "timeout",
+        "values",
         "waiting",
     )
 
@@ -95,6 +101,7 @@ class Batch:
         stop_at: float = math.inf,
         keeps: bool = False,
         fn: Callable[..., Any] | None = None,
+        values: list[Any] | None = None,
     ) -> None:
         self.supervisor = supervisor
         self.context = context
@@ -122,7 +129,10 @@ class Batch:
         self.source_error: BaseException | None = None
         self.pool_error: Exception | None = None
         self._sink = sink
-        self._iterator: Iterator[Any] | None = None
+        self.iterator: Iterator[Any] | None = None
+        self.advance: Callable[[Any], Any] = _advance
+        self.values: list[Any] | None = values
+        """Where values go straight, if nothing but values is wanted."""
         self._queue: deque[Any] = deque()
         self._feeder: Task | None = None
         self._feeding: trio.CancelScope | None = None
@@ -133,18 +143,35 @@ class Batch:
 
     def open(self, iterator: Iterator[Any]) -> None:
         """Let workers pull from a plain iterator."""
-        self._iterator = iterator
+        self.iterator = iterator
+        if type(iterator) in _PLAIN:
+            self.advance = next
         self._look()
+
+    def is_alone(self) -> bool:
+        """Say whether a worker may just go on with this batch's next item."""
+        supervisor = self.supervisor
+        return (
+            self.values is not None
+            and self.iterator is not None
+            and self.fn is None
+            and self.timeout == math.inf
+            and not supervisor.watched
+            and not supervisor.room.count
+            and not supervisor.line.count
+            and supervisor.line.batches == 1
+            and not self.stopped
+        )
 
     def take(self, worker: Worker) -> Job | None:
         """Pull the next item into the worker's record; None if there is none."""
-        if self._iterator is None:
+        if self.iterator is None:
             item = self._queue.popleft()
             if self._feeder is not None:
                 self._wake_feeder()
         else:
             try:
-                item = _advance(self._iterator)
+                item = self.advance(self.iterator)
             except StopIteration:
                 self._run_out()
                 return None
@@ -167,14 +194,14 @@ class Batch:
         job.index = self.taken
         self.taken += 1
         self.live += 1
-        if self.taken >= self.stop_at or not (self._iterator or self._queue):
+        if self.taken >= self.stop_at or not (self.iterator or self._queue):
             self.hungry = False
         return job
 
     def _ticket(self) -> Job:
-        job = Job(
-            self.supervisor, 0, None, self.context, self.timeout, self.priority
-        )
+        job = Job(self.supervisor, 0, None, self.context)
+        job.timeout = self.timeout
+        job.priority = self.priority
         job.batch = self
         return job
 
@@ -196,7 +223,7 @@ class Batch:
             not self.hungry
             and not self.exhausted
             and self.taken < self.stop_at
-            and (self._iterator is not None or self._queue)
+            and (self.iterator is not None or self._queue)
         ):
             self.hungry = True
             self.supervisor.offer(self)
@@ -205,7 +232,7 @@ class Batch:
         self.exhausted = True
         self.hungry = False
         self._queue.clear()
-        self._iterator = None
+        self.iterator = None
         if self._feeder is not None:
             self._wake_feeder()
         if not self.live:
@@ -277,7 +304,7 @@ class Batch:
     def _run_out_of_feed(self) -> None:
         if self._queue:
             # What was fed goes on as a plain source that will run out.
-            self._iterator = _drain(self._queue)
+            self.iterator = _drain(self._queue)
             self._look()
         else:
             self._run_out()

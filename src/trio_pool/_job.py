@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import outcome
@@ -31,30 +32,26 @@ class Job:
     decides. ``attempts`` is 0 until a worker has really started it.
     """
 
-    __slots__ = (
-        "attempts",
-        "batch",
-        "caller",
-        "cancel_asked",
-        "context",
-        "deadline",
-        "error",
-        "id",
-        "index",
-        "input",
-        "overdue",
-        "priority",
-        "raise_cancel",
-        "readers",
-        "started_at",
-        "state",
-        "supervisor",
-        "timeout",
-        "traceback",
-        "value",
-        "waiting",
-        "worker",
-    )
+    # Defaults of the class, not of `__init__`: most jobs end without ever
+    # having another value, and setting twenty fields costs as much as a job.
+    state: JobState | None = None
+    attempts = 0
+    priority = 0
+    timeout = math.inf
+    deadline = math.inf
+    waiting = False
+    cancel_asked = False
+    overdue = False
+    started_at = 0.0
+    index = 0
+    batch: Batch | None = None
+    caller: Task | None = None
+    raise_cancel: Callable[[], NoReturn] | None = None
+    readers: dict[Task, None] | None = None
+    worker: Worker | None = None
+    value: Any = None
+    error: BaseException | None = None
+    traceback: TracebackType | None = None
 
     def __init__(
         self,
@@ -62,31 +59,11 @@ class Job:
         job_id: int,
         job_input: Any,
         context: Context,
-        timeout: float,
-        priority: int,
     ) -> None:
         self.supervisor = supervisor
         self.id = job_id
         self.input = job_input
         self.context = context
-        self.timeout = timeout
-        self.priority = priority
-        self.state: JobState | None = None
-        self.attempts = 0
-        self.deadline = _INF
-        self.waiting = False
-        self.cancel_asked = False
-        self.overdue = False
-        self.started_at = 0.0
-        self.index = 0
-        self.batch: Batch | None = None
-        self.caller: Task | None = None
-        self.raise_cancel: Callable[[], NoReturn] | None = None
-        self.readers: dict[Task, None] | None = None
-        self.worker: Worker | None = None
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.traceback: TracebackType | None = None
 
     @property
     def item(self) -> Any:
@@ -112,13 +89,11 @@ class Job:
             for reader in readers:
                 reschedule(reader, WAKE)
 
-    def unwrap_as_caller(self) -> Any:
-        """Return the value or raise the error, as the direct call would."""
+    def raise_as_caller(self) -> NoReturn:
+        """Raise what the direct call would have raised."""
         error = self.error
         raise_cancel, self.raise_cancel = self.raise_cancel, None
         if error is None:
-            if self.state is JobState.DONE:
-                return self.value
             assert raise_cancel is not None
             raise_cancel()
         try:
@@ -132,9 +107,6 @@ class Job:
             raise_caught(error, self.traceback)
         finally:
             del error
-
-
-_INF = float("inf")
 
 
 def raise_caught(error: BaseException, traceback: TracebackType | None) -> NoReturn:

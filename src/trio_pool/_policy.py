@@ -297,7 +297,8 @@ def make_config(size: int | PoolConfig, options: Mapping[str, Any]) -> PoolConfi
     for option in options:
         if option not in known:
             raise TypeError(
-                f"open_pool has no option {option!r}; it has " + ", ".join(sorted(known))
+                f"open_pool has no option {option!r}; it has "
+                + ", ".join(sorted(known))
             )
     if isinstance(size, PoolConfig):
         return attrs.evolve(size, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
@@ -23,6 +24,7 @@ import trio
 from trio.lowlevel import (
     Abort,
     cancel_shielded_checkpoint,
+    checkpoint,
     checkpoint_if_cancelled,
     current_task,
     enable_ki_protection,
@@ -31,6 +33,7 @@ from trio.lowlevel import (
 
 from ._events import (
     In,
+    JobState,
     Out,
     PoolStatistics,
     Settled,
@@ -57,13 +60,9 @@ from .streams import Stream, map_items, open_stream, settle_items
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-_InC = TypeVar("_InC", contravariant=True)
+_DONE = JobState.DONE
 Args = TypeVarTuple("Args")
 AnyPool = TypeVar("AnyPool", bound="_Handle")
-
-WorkerFactory = Callable[
-    [], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]
-]
 
 
 class _Handle:
@@ -72,6 +71,7 @@ class _Handle:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._timeout = supervisor.config.timeout
+        self._timed = self._timeout < math.inf
 
     def __repr__(self) -> str:
         count = self.statistics()
@@ -165,109 +165,6 @@ class _Handle:
         """Picture every worker; legal from any thread."""
         return self._supervisor.snapshots()
 
-    def _job(self, job_input: Any, timeout: float | None, priority: int) -> Job:
-        supervisor = self._supervisor
-        if timeout is None:
-            timeout = self._timeout
-        else:
-            check_seconds("timeout", timeout, zero=False)
-        if priority.__class__ is not int:
-            check_priority(priority)
-        return Job(
-            supervisor,
-            supervisor.next_id(),
-            job_input,
-            copy_context(),
-            timeout,
-            priority,
-        )
-
-    @enable_ki_protection
-    async def _process(
-        self, job_input: Any, timeout: float | None, priority: int
-    ) -> Any:
-        job = self._job(job_input, timeout, priority)
-        supervisor = self._supervisor
-        supervisor.check_thread()
-        task = current_task()
-        job.deadline = effective_deadline(task)
-        if supervisor.line.count >= supervisor.config.max_backlog:
-            # Nobody's job may be dropped, and none refused, for a caller who
-            # has already been cancelled.
-            await checkpoint_if_cancelled()
-        supervisor.accept(job, wait=True)
-        if job.error is None:
-            job.caller = task
-            await wait_task_rescheduled(job.abort)
-        else:
-            # It was dropped at once, so nobody will wake this task.
-            await cancel_shielded_checkpoint()
-        return job.unwrap_as_caller()
-
-    @enable_ki_protection
-    async def _submit(
-        self, job_input: Any, timeout: float | None, priority: int
-    ) -> Reply[Any]:
-        job = self._job(job_input, timeout, priority)
-        supervisor = self._supervisor
-        supervisor.check_thread()
-        await checkpoint_if_cancelled()
-        if supervisor.accept(job, wait=True):
-            await cancel_shielded_checkpoint()
-            return Reply(job)
-        task = current_task()
-        job.readers = {task: None}
-
-        def abort(_: object) -> Abort:
-            job.readers = None
-            supervisor.withdraw(job)
-            return Abort.SUCCEEDED
-
-        await wait_task_rescheduled(abort)
-        if job.state is None:
-            assert job.error is not None
-            raise_caught(job.error, None)
-        return Reply(job)
-
-    @enable_ki_protection
-    def _submit_nowait(
-        self, job_input: Any, timeout: float | None, priority: int
-    ) -> Reply[Any]:
-        job = self._job(job_input, timeout, priority)
-        self._supervisor.accept(job, wait=False)
-        return Reply(job)
-
-    def _batch_options(self, timeout: float | None, priority: int) -> tuple[float, int]:
-        if timeout is None:
-            timeout = self._timeout
-        else:
-            check_seconds("timeout", timeout, zero=False)
-        check_priority(priority)
-        return timeout, priority
-
-    def _stream(
-        self,
-        items: Any,
-        ordered: bool,
-        ahead: int | None,
-        outcomes: bool,
-        timeout: float | None,
-        priority: int,
-        fn: Callable[..., Any] | None = None,
-    ) -> Any:
-        timeout, priority = self._batch_options(timeout, priority)
-        if ahead is None:
-            ahead = 2 * max(1, self.size)
-        check_count("ahead", ahead)
-        if not ahead:
-            raise ValueError(refuse("ahead", ahead, "an int, 1 or more"))
-        if not isinstance(items, (Iterable, AsyncIterable)):
-            expected = "an iterable or an async iterable"
-            raise TypeError(refuse("items", items, expected))
-        return open_stream(
-            self._supervisor, items, timeout, priority, ordered, ahead, outcomes, fn
-        )
-
 
 @final
 class Pool(_Handle, Generic[In, Out]):
@@ -277,6 +174,7 @@ class Pool(_Handle, Generic[In, Out]):
     `trio.from_thread`.
     """
 
+    @enable_ki_protection
     async def process(
         self, job_input: In, /, *, timeout: float | None = None, priority: int = 0
     ) -> Out:
@@ -298,8 +196,21 @@ class Pool(_Handle, Generic[In, Out]):
           BacklogFull, JobDropped: as the option ``overflow`` says.
           PoolClosed, PoolBroken: the pool takes no jobs any more.
         """
-        return await self._process(job_input, timeout, priority)  # type: ignore[no-any-return]
+        supervisor = self._supervisor
+        job = Job(supervisor, supervisor.next_id(), job_input, copy_context())
+        if timeout is not None or priority or self._timed:
+            self._set_options(job, timeout, priority)
+        if supervisor.accept(job, True):
+            job.caller = task = current_task()
+            job.deadline = effective_deadline(task)
+            await wait_task_rescheduled(job.abort)
+            if job.state is _DONE:
+                return job.value  # type: ignore[no-any-return]
+        else:
+            await checkpoint()
+        job.raise_as_caller()
 
+    @enable_ki_protection
     async def submit(
         self, job_input: In, /, *, timeout: float | None = None, priority: int = 0
     ) -> Reply[Out]:
@@ -309,8 +220,28 @@ class Pool(_Handle, Generic[In, Out]):
         do not reach it. Cancelled while it waits for room, nothing has
         happened. Raises what `process` raises before a job has started.
         """
-        return await self._submit(job_input, timeout, priority)
+        supervisor = self._supervisor
+        job = self._job(job_input, timeout, priority)
+        supervisor.check_thread()
+        await checkpoint_if_cancelled()
+        supervisor.accept(job, True)
+        if job.state is not None:
+            await cancel_shielded_checkpoint()
+            return Reply(job)
+        job.readers = {current_task(): None}
 
+        def abort(_: object) -> Abort:
+            job.readers = None
+            supervisor.withdraw(job)
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+        if job.state is None:
+            assert job.error is not None
+            raise_caught(job.error, None)
+        return Reply(job)
+
+    @enable_ki_protection
     def submit_nowait(
         self, job_input: In, /, *, timeout: float | None = None, priority: int = 0
     ) -> Reply[Out]:
@@ -319,7 +250,18 @@ class Pool(_Handle, Generic[In, Out]):
         Raises:
           BacklogFull: there is no room now; it is a `trio.WouldBlock`.
         """
-        return self._submit_nowait(job_input, timeout, priority)
+        job = self._job(job_input, timeout, priority)
+        self._supervisor.accept(job, False)
+        return Reply(job)
+
+    def _job(self, job_input: Any, timeout: float | None, priority: int) -> Job:
+        supervisor = self._supervisor
+        job = Job(supervisor, supervisor.next_id(), job_input, copy_context())
+        self._set_options(job, timeout, priority)
+        return job
+
+    def _set_options(self, job: Job, timeout: float | None, priority: int) -> None:
+        job.timeout, job.priority = self._batch_options(timeout, priority)
 
     async def map(
         self,
@@ -409,6 +351,37 @@ class Pool(_Handle, Generic[In, Out]):
         """
         return self._stream(items, ordered, ahead, outcomes, timeout, priority)
 
+    def _batch_options(self, timeout: float | None, priority: int) -> tuple[float, int]:
+        if timeout is None:
+            timeout = self._timeout
+        else:
+            check_seconds("timeout", timeout, zero=False)
+        check_priority(priority)
+        return timeout, priority
+
+    def _stream(
+        self,
+        items: Any,
+        ordered: bool,
+        ahead: int | None,
+        outcomes: bool,
+        timeout: float | None,
+        priority: int,
+        fn: Callable[..., Any] | None = None,
+    ) -> Any:
+        timeout, priority = self._batch_options(timeout, priority)
+        if ahead is None:
+            ahead = 2 * max(1, self.size)
+        check_count("ahead", ahead)
+        if not ahead:
+            raise ValueError(refuse("ahead", ahead, "an int, 1 or more"))
+        if not isinstance(items, (Iterable, AsyncIterable)):
+            expected = "an iterable or an async iterable"
+            raise TypeError(refuse("items", items, expected))
+        return open_stream(
+            self._supervisor, items, timeout, priority, ordered, ahead, outcomes, fn
+        )
+
 
 @final
 class TaskPool(_Handle):
@@ -417,6 +390,10 @@ class TaskPool(_Handle):
     Made by `open_pool` without handler and worker. Every method does what
     the method of `Pool` does, for ``async_fn(*args)``.
     """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        super().__init__(supervisor)
+        self._pool = Pool[Any, Any](supervisor)
 
     async def process(
         self,
@@ -427,7 +404,8 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> Out:
         """Run ``async_fn(*args)`` in a worker and return its result."""
-        return await self._process(_call(async_fn, args), timeout, priority)  # type: ignore[no-any-return]
+        call = _call(async_fn, args)
+        return await self._pool.process(call, timeout=timeout, priority=priority)  # type: ignore[no-any-return]
 
     async def submit(
         self,
@@ -438,7 +416,8 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> Reply[Out]:
         """Give in a call and go on; waits only for room in the backlog."""
-        return await self._submit(_call(async_fn, args), timeout, priority)
+        call = _call(async_fn, args)
+        return await self._pool.submit(call, timeout=timeout, priority=priority)
 
     def submit_nowait(
         self,
@@ -449,7 +428,8 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> Reply[Out]:
         """Give in a call and go on, without ever waiting."""
-        return self._submit_nowait(_call(async_fn, args), timeout, priority)
+        call = _call(async_fn, args)
+        return self._pool.submit_nowait(call, timeout=timeout, priority=priority)
 
     async def map(
         self,
@@ -461,7 +441,7 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> list[Out]:
         """Run ``async_fn(item)`` for each item; return the results in order."""
-        timeout, priority = self._batch_options(timeout, priority)
+        timeout, priority = self._pool._batch_options(timeout, priority)
         fn = _check_function(async_fn)
         return await map_items(self._supervisor, items, timeout, priority, fn)
 
@@ -475,7 +455,7 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> list[Settled[In, Out]]:
         """Run ``async_fn(item)`` for each item; return every outcome in order."""
-        timeout, priority = self._batch_options(timeout, priority)
+        timeout, priority = self._pool._batch_options(timeout, priority)
         fn = _check_function(async_fn)
         return await settle_items(self._supervisor, items, timeout, priority, fn)
 
@@ -521,7 +501,9 @@ class TaskPool(_Handle):
     ) -> Any:
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
-        return self._stream(items, ordered, ahead, outcomes, timeout, priority, fn)
+        return self._pool._stream(
+            items, ordered, ahead, outcomes, timeout, priority, fn
+        )
 
 
 def _check_function(async_fn: Any) -> Callable[..., Any]:

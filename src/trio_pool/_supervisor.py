@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
@@ -102,9 +102,9 @@ class Supervisor:
         self.config = config
         self.factory = factory
         self.call = call
-        self.forever = math.inf
         self.clock: Callable[[], float] = trio.current_time
         self.wanted = config.size
+        self.max_backlog = config.max_backlog
         self.slice = _SLICE
         self.next_id: Callable[[], int] = itertools.count(1).__next__
         self.hooks = HookCalls(config.hooks)
@@ -114,6 +114,10 @@ class Supervisor:
         self.accepted = 0
         self.running = 0
         self.done = 0
+        self.pulled = 0
+        """Jobs accepted and done on top, by workers that went on with a map."""
+        self.change = 0
+        """Counts what such a worker must stop and look at."""
         self.ended = dict.fromkeys((s for s in JobState if s.terminal), 0)
         self.restarts = 0
         self.line = Line()
@@ -145,6 +149,8 @@ class Supervisor:
         self._armed = math.inf
         self._tell, self._hear = trio.open_memory_channel["_Gone | None"](math.inf)
         self._drained = ParkingLot()
+        self._joining = 0
+        """Tasks parked there: asking the lot itself costs more, on every job."""
         self._staffed = ParkingLot()
         self._closing: _Closing | None = None
 
@@ -153,7 +159,7 @@ class Supervisor:
 
     def check_thread(self) -> None:
         """Refuse a call from another thread."""
-        if threading.get_ident() != self.thread:
+        if get_ident() != self.thread:
             raise WrongThread(self.config.name)
 
     def refusal(self) -> Exception:
@@ -165,10 +171,12 @@ class Supervisor:
     def accept(self, job: Job, wait: bool) -> bool:
         """Hand a new job over, queue it, or let its caller queue for room.
 
-        Returns false if the caller has to wait for room first, which only a
-        true ``wait`` allows. Raises when the job is refused.
+        Says whether there is something to wait for: not if the job was
+        dropped at once, nor if the caller has been cancelled already and would
+        have had to wait or to push out another's job; then nothing has
+        happened. Raises when the job is refused.
         """
-        if threading.get_ident() != self.thread:
+        if get_ident() != self.thread:
             raise WrongThread(self.config.name)
         if self.closed:
             raise self.refusal()
@@ -180,40 +188,50 @@ class Supervisor:
             job.worker = worker
             worker.job = job
             worker.state = WorkerState.BUSY
-            worker.hand(job)
-            if self.watched:
-                self.tell_job("on_job_queue", job)
-            return True
-        # The short circuit first: it is all that a queued job costs.
-        if self.line.count < self.config.max_backlog:
+            worker.task.context = job.context
+            worker.send(job)
+        else:
+            line = self.line
+            if line.count >= self.max_backlog:
+                return self._overflow(job, wait)
+            self.accepted += 1
+            self.change += 1
+            job.state = _QUEUED
+            line.push(job)
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+            return job.error is None
+        return True
+
+    def _overflow(self, job: Job, wait: bool) -> bool:
+        drop = self.config.overflow == "drop_oldest"
+        if not drop and (not wait or self.config.overflow == "reject"):
+            raise BacklogFull(self.config.name, self.max_backlog)
+        if wait and trio.current_effective_deadline() == -math.inf:
+            return False
+        self.change += 1
+        if drop:
             self._queue(job)
-            return True
-        if self.config.overflow == "drop_oldest":
-            self._drop_for(job)
-            return True
-        if not wait or self.config.overflow == "reject":
-            raise BacklogFull(self.config.name, self.config.max_backlog)
+            # With no room at all the newest is the oldest waiting job too.
+            oldest = self.line.oldest()
+            if oldest is not None:
+                oldest.error = JobDropped(oldest.id, False, 0, None)
+                self.end(oldest, JobState.DROPPED)
+            return job.error is None
         self.room.push(job)
-        return False
+        return True
 
     def _queue(self, job: Job) -> None:
         self.accepted += 1
         job.state = _QUEUED
+        self.change += 1
         self.line.push(job)
         if self.watched:
             self.tell_job("on_job_queue", job)
 
-    def _drop_for(self, job: Job) -> None:
-        # With no room at all the newest is the oldest waiting job too.
-        self._queue(job)
-        oldest = self.line.oldest()
-        if oldest is not None:
-            oldest.error = JobDropped(oldest.id, False, 0, None)
-            self.end(oldest, JobState.DROPPED)
-
     def _admit(self) -> None:
         """Let in the first callers that wait for room, while there is some."""
-        while self.room.count and self.line.count < self.config.max_backlog:
+        while self.room.count and self.line.count < self.max_backlog:
             job = self.room.pop()
             assert job is not None
             self._let_in(job)  # type: ignore[arg-type]
@@ -272,7 +290,7 @@ class Supervisor:
         while self.idle and count > 0:
             worker, _ = self.idle.popitem()
             worker.state = WorkerState.BUSY
-            worker.hand(None)
+            worker.nudge()
             count -= 1
 
     def finish(self, job: Job) -> None:
@@ -285,15 +303,15 @@ class Supervisor:
         worker.deadline = math.inf  # type: ignore[union-attr]
         if self.watched:
             self.tell_job("on_job_complete", job)
-        if job.batch is not None:
-            job.batch.answer(job)
-        elif job.caller is not None:
-            caller = job.caller
+        caller = job.caller
+        if caller is not None:
             job.caller = None
             reschedule(caller, WAKE)
+        elif job.batch is not None:
+            job.batch.answer(job)
         elif job.readers:
             job.wake()
-        if self._drained:
+        if self._joining:
             self.check_drained()
 
     def end(self, job: Job, state: JobState) -> None:
@@ -319,7 +337,7 @@ class Supervisor:
             job.wake()
         if self.room.count and not self.stopping:
             self._admit()
-        if self._drained:
+        if self._joining:
             self.check_drained()
 
     def withdraw(self, job: Job) -> bool:
@@ -381,15 +399,17 @@ class Supervisor:
         """Let workers pull from a batch that has something to give."""
         if self.stopping:
             return
+        self.change += 1
         self.line.push_batch(batch)
         self._rouse(1)
 
     def cancel_batch(self, batch: Batch) -> None:
         """Cancel every running item of a batch."""
+        self.change += 1
         for worker in self.workers.values():
             if worker.job is not None and worker.job.batch is batch:
                 worker.cancel_job("trio_pool: the rest of a batch was called off")
-        if self._drained:
+        if self._joining:
             self.check_drained()
 
     def tell_job(self, hook: str, job: Job) -> None:
@@ -472,6 +492,7 @@ class Supervisor:
             job.worker.job = None  # type: ignore[union-attr]
             job.worker = None
             job.state = _QUEUED
+            self.change += 1
             self.line.push_front(job)
             self._rouse(1)
 
@@ -498,7 +519,7 @@ class Supervisor:
         """Keep the wanted workers and the timers until the pool stops."""
         self._body = body
         self.clock = trio.lowlevel.current_clock().current_time
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
         self.closed = False
         try:
             with self._life:
@@ -672,12 +693,13 @@ class Supervisor:
         if worker.state is WorkerState.RESTARTING:
             self._fire(worker)
             return
+        self.change += 1
         worker.retire()
         if worker in self.idle or worker in self.resting:
             self.idle.pop(worker, None)
             self.resting.pop(worker, None)
             worker.state = WorkerState.BUSY
-            worker.hand(None)
+            worker.nudge()
 
     # ------------------------------------------------------------------
     # What the handle asks for.
@@ -713,6 +735,7 @@ class Supervisor:
             raise self.refusal()
         if not self.paused:
             self.paused = True
+            self.change += 1
             self.resting, self.idle = self.idle, self.resting
 
     def resume(self) -> None:
@@ -726,9 +749,16 @@ class Supervisor:
     def _is_drained(self) -> bool:
         return not self.running and not self.line.has_work()
 
+    async def _park_until_drained(self) -> None:
+        self._joining += 1
+        try:
+            await self._drained.park()
+        finally:
+            self._joining -= 1
+
     def check_drained(self) -> None:
         """Tell those who wait for the last accepted job, if it has ended."""
-        if self._drained and self._is_drained():
+        if self._joining and self._is_drained():
             self._drained.unpark_all()
 
     async def join(self) -> None:
@@ -737,7 +767,7 @@ class Supervisor:
         if self._is_drained():
             await trio.lowlevel.checkpoint()
         else:
-            await self._drained.park()
+            await self._park_until_drained()
         if isinstance(self.failure, PoolBroken):
             raise self._broken(None)
 
@@ -781,6 +811,7 @@ class Supervisor:
         if self.stopping:
             return
         self.stopping = True
+        self.change += 1
         self._refuse_waiting()
         self._end_waiting()
         error = self.refusal()
@@ -796,7 +827,7 @@ class Supervisor:
         deadline = trio.current_time() + grace
         with trio.move_on_at(deadline):
             while not self.stopping and not self._is_drained():
-                await self._drained.park()
+                await self._park_until_drained()
             if not self.stopping:
                 self.let_go()
             await self.finished.wait()
@@ -816,11 +847,11 @@ class Supervisor:
             size=self.wanted,
             workers=self._started,
             busy=self.running,
-            accepted=self.accepted,
+            accepted=self.accepted + self.pulled,
             delayed=0,
             queued=self.line.count,
             running=self.running,
-            done=self.done,
+            done=self.done + self.pulled,
             failed=ended[JobState.FAILED],
             timed_out=ended[JobState.TIMED_OUT],
             cancelled=ended[JobState.CANCELLED],

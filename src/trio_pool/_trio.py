@@ -50,6 +50,9 @@ def effective_deadline(task: Task) -> float:
     cancellation when it goes to sleep.
     """
     deadline = math.inf
+    if not task._runner.deadlines._active:
+        # Nobody in this run has a deadline.
+        return deadline
     status = task._cancel_status
     while status is not None:
         scope = status._scope
@@ -68,16 +71,6 @@ def show_deadline(scope: CancelScope, deadline: float) -> None:
     for its deadline, the watchdog for the job's timeout.
     """
     scope._deadline = deadline
-
-
-def scope_status(task: Task) -> object:
-    """Return a token of the innermost scope that ``task`` is in."""
-    return task._cancel_status
-
-
-def schedule_points(task: Task) -> int:
-    """Return how often ``task`` has slept or yielded."""
-    return task._schedule_points
 
 
 def forget_nurseries(task: Task) -> None:

@@ -45,7 +45,9 @@ def _name(item: object, index: int) -> str:
         text = repr(item)
     except Exception:
         text = f"<{type(item).__name__} whose repr failed>"
-    return f"trio_pool: item {index}: {text if len(text) <= 200 else text[:200] + '...'}"
+    return (
+        f"trio_pool: item {index}: {text if len(text) <= 200 else text[:200] + '...'}"
+    )
 
 
 @final
@@ -103,7 +105,15 @@ async def map_items(
 ) -> list[Any]:
     """Run a job for each item; see `Pool.map`."""
     sink = _Values()
-    batch = sink.batch = Batch(supervisor, sink, copy_context(), timeout, priority, fn=fn)
+    batch = sink.batch = Batch(
+        supervisor,
+        sink,
+        copy_context(),
+        timeout,
+        priority,
+        fn=fn,
+        values=sink.values,
+    )
     cancelled: BaseException | None = None
     try:
         await _run(batch, items)
@@ -322,5 +332,3 @@ async def open_stream(
         await _abandon(batch)
         del supervisor.batches[batch]
         stream.leave()
-
-
