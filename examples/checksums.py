@@ -12,8 +12,8 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
@@ -70,18 +70,15 @@ def files_below(top: str, report: Report) -> Iterator[str]:
                 yield path
 
 
-def hash_in_steps(
-    path: str, algorithm: str, buffer: memoryview
-) -> Generator[Digest | None]:
-    """Yield None after each full buffer, and at the end the digest and the size."""
+def hash_file(path: str, algorithm: str, buffer: memoryview) -> Digest:
+    """Run in a thread; between two bufferfuls it can be cancelled."""
     digest, size = hashlib.new(algorithm, usedforsecurity=False), 0
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             size += count
-            if count == len(buffer):
-                yield None
-    yield digest.hexdigest(), size
+            trio.from_thread.check_cancelled()
+    return digest.hexdigest(), size
 
 
 @asynccontextmanager
@@ -91,13 +88,8 @@ async def hasher(algorithm: str) -> AsyncGenerator[Callable[[str], Awaitable[Dig
     thread = trio.CapacityLimiter(1)
 
     async def digest(path: str) -> Digest:
-        # A small file is one call in a thread; a large one can be cancelled
-        # between its steps.
-        with closing(hash_in_steps(path, algorithm, buffer)) as steps:
-            while True:
-                done = await trio.to_thread.run_sync(next, steps, limiter=thread)
-                if done is not None:
-                    return done
+        run_sync = trio.to_thread.run_sync
+        return await run_sync(hash_file, path, algorithm, buffer, limiter=thread)
 
     yield digest
 

@@ -59,25 +59,26 @@ class Batch:
     """One `map`, `settle` or `stream`: where items come from and results go.
 
     Unless the sink ``keeps`` the job records, each worker has one record for
-    the batch and fills it anew for each item. A batch is ``hungry`` while a worker may pull from it.
+    the batch and fills it anew for each item. A batch is ``hungry`` while a
+    worker may pull from it.
     """
 
     __slots__ = (
         "_feeder",
         "_feeding",
-        "advance",
         "_owner",
         "_queue",
         "_raise_cancel",
         "_sink",
+        "advance",
         "context",
         "cut",
         "ended_early",
         "exhausted",
         "fn",
         "hungry",
-        "keeps",
         "iterator",
+        "keeps",
         "live",
         "pool_error",
         "priority",
@@ -208,7 +209,8 @@ class Batch:
     def answer(self, job: Job) -> None:
         """Pass on what became of an item."""
         self.live -= 1
-        if self.stopped and job.state is JobState.CANCELLED:
+        called_off = self.stopped and self.pool_error is None
+        if called_off and job.state is JobState.CANCELLED:
             self.ended_early += 1
         else:
             self._sink.answer(job)

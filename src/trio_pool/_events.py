@@ -1,7 +1,5 @@
 """What the pool tells about itself: hooks, statistics and other records."""
 
-from __future__ import annotations
-
 import enum
 import logging
 from collections.abc import Callable, Iterable

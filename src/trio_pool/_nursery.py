@@ -18,11 +18,22 @@ async def open_bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
     A plain nursery would put the error of the block into a group.
     """
     error: BaseException | None = None
+    called_off = False
     try:
         async with trio.open_nursery() as nursery:
-            yield nursery
+            try:
+                yield nursery
+            except BaseException as body_error:
+                error = body_error
+                called_off = nursery.cancel_scope.cancel_called
+                raise
     except BaseExceptionGroup as group:
-        error = group.exceptions[0] if len(group.exceptions) == 1 else group
+        # A nursery that was called off before has taken its Cancelled out of
+        # the error; otherwise the error is the body's, the very object.
+        if error is None or called_off:
+            error = group.exceptions[0] if len(group.exceptions) == 1 else group
+    else:
+        error = None
     if error is not None:
         # Outside the except block, which would become the error's context.
         context = error.__context__

@@ -1,7 +1,5 @@
 """The frozen values that users set: the pool's options, restarts and backoff."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os
@@ -63,7 +61,7 @@ _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def _valid(check: Callable[..., None], **how: bool) -> _Check:
-    def validate(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    def validate(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
         check(field.name, value, **how)
 
     return validate
@@ -72,7 +70,7 @@ def _valid(check: Callable[..., None], **how: bool) -> _Check:
 def _check_choice(kind: object) -> _Check:
     choices = get_args(kind)
 
-    def validate(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    def validate(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
         if value not in choices:
             expected = "one of " + ", ".join(map(repr, choices))
             raise ValueError(refuse(field.name, value, expected))
@@ -80,31 +78,31 @@ def _check_choice(kind: object) -> _Check:
     return validate
 
 
-def _check_backoff(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _check_backoff(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if not callable(value):
         expected = "a Backoff or a callable (attempt) -> seconds"
         raise TypeError(refuse(field.name, value, expected))
 
 
-def _check_restart(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _check_restart(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, Restart):
         raise TypeError(refuse(field.name, value, "a Restart"))
 
 
-def _check_name(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _check_name(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(refuse(field.name, value, "a str"))
     if not value:
         raise ValueError(refuse(field.name, value, "a str that is not empty"))
 
 
-def _check_hooks(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _check_hooks(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     expected = "a sequence of Hooks objects"
     if not isinstance(value, tuple) or not all(isinstance(h, Hooks) for h in value):
         raise TypeError(refuse(field.name, value, expected))
 
 
-def _check_types(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _check_types(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, tuple) or not all(
         isinstance(t, type) and issubclass(t, Exception) for t in value
     ):

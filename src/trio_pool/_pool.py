@@ -20,7 +20,6 @@ from typing import (
     overload,
 )
 
-import trio
 from trio.lowlevel import (
     Abort,
     cancel_shielded_checkpoint,
@@ -31,6 +30,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._errors import PoolBroken, PoolError
 from ._events import (
     In,
     JobState,
@@ -165,6 +165,37 @@ class _Handle:
         """Picture every worker; legal from any thread."""
         return self._supervisor.snapshots()
 
+    def _batch_options(self, timeout: float | None, priority: int) -> tuple[float, int]:
+        if timeout is None:
+            timeout = self._timeout
+        else:
+            check_seconds("timeout", timeout, zero=False)
+        check_priority(priority)
+        return timeout, priority
+
+    def _stream(
+        self,
+        items: Any,
+        ordered: bool,
+        ahead: int | None,
+        outcomes: bool,
+        timeout: float | None,
+        priority: int,
+        fn: Callable[..., Any] | None = None,
+    ) -> Any:
+        timeout, priority = self._batch_options(timeout, priority)
+        if ahead is None:
+            ahead = 2 * max(1, self.size)
+        check_count("ahead", ahead)
+        if not ahead:
+            raise ValueError(refuse("ahead", ahead, "an int, 1 or more"))
+        if not isinstance(items, (Iterable, AsyncIterable)):
+            expected = "an iterable or an async iterable"
+            raise TypeError(refuse("items", items, expected))
+        return open_stream(
+            self._supervisor, items, timeout, priority, ordered, ahead, outcomes, fn
+        )
+
 
 @final
 class Pool(_Handle, Generic[In, Out]):
@@ -208,7 +239,7 @@ class Pool(_Handle, Generic[In, Out]):
                 return job.value  # type: ignore[no-any-return]
         else:
             await checkpoint()
-        job.raise_as_caller()
+        return job.raise_as_caller()
 
     @enable_ki_protection
     async def submit(
@@ -351,37 +382,6 @@ class Pool(_Handle, Generic[In, Out]):
         """
         return self._stream(items, ordered, ahead, outcomes, timeout, priority)
 
-    def _batch_options(self, timeout: float | None, priority: int) -> tuple[float, int]:
-        if timeout is None:
-            timeout = self._timeout
-        else:
-            check_seconds("timeout", timeout, zero=False)
-        check_priority(priority)
-        return timeout, priority
-
-    def _stream(
-        self,
-        items: Any,
-        ordered: bool,
-        ahead: int | None,
-        outcomes: bool,
-        timeout: float | None,
-        priority: int,
-        fn: Callable[..., Any] | None = None,
-    ) -> Any:
-        timeout, priority = self._batch_options(timeout, priority)
-        if ahead is None:
-            ahead = 2 * max(1, self.size)
-        check_count("ahead", ahead)
-        if not ahead:
-            raise ValueError(refuse("ahead", ahead, "an int, 1 or more"))
-        if not isinstance(items, (Iterable, AsyncIterable)):
-            expected = "an iterable or an async iterable"
-            raise TypeError(refuse("items", items, expected))
-        return open_stream(
-            self._supervisor, items, timeout, priority, ordered, ahead, outcomes, fn
-        )
-
 
 @final
 class TaskPool(_Handle):
@@ -399,7 +399,7 @@ class TaskPool(_Handle):
         self,
         async_fn: Callable[[Unpack[Args]], Awaitable[Out]],
         /,
-        *args: Unpack[Args],
+        *args: *Args,
         timeout: float | None = None,
         priority: int = 0,
     ) -> Out:
@@ -411,7 +411,7 @@ class TaskPool(_Handle):
         self,
         async_fn: Callable[[Unpack[Args]], Awaitable[Out]],
         /,
-        *args: Unpack[Args],
+        *args: *Args,
         timeout: float | None = None,
         priority: int = 0,
     ) -> Reply[Out]:
@@ -423,7 +423,7 @@ class TaskPool(_Handle):
         self,
         async_fn: Callable[[Unpack[Args]], Awaitable[Out]],
         /,
-        *args: Unpack[Args],
+        *args: *Args,
         timeout: float | None = None,
         priority: int = 0,
     ) -> Reply[Out]:
@@ -441,7 +441,7 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> list[Out]:
         """Run ``async_fn(item)`` for each item; return the results in order."""
-        timeout, priority = self._pool._batch_options(timeout, priority)
+        timeout, priority = self._batch_options(timeout, priority)
         fn = _check_function(async_fn)
         return await map_items(self._supervisor, items, timeout, priority, fn)
 
@@ -455,7 +455,7 @@ class TaskPool(_Handle):
         priority: int = 0,
     ) -> list[Settled[In, Out]]:
         """Run ``async_fn(item)`` for each item; return every outcome in order."""
-        timeout, priority = self._pool._batch_options(timeout, priority)
+        timeout, priority = self._batch_options(timeout, priority)
         fn = _check_function(async_fn)
         return await settle_items(self._supervisor, items, timeout, priority, fn)
 
@@ -501,9 +501,7 @@ class TaskPool(_Handle):
     ) -> Any:
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
-        return self._pool._stream(
-            items, ordered, ahead, outcomes, timeout, priority, fn
-        )
+        return self._stream(items, ordered, ahead, outcomes, timeout, priority, fn)
 
 
 def _check_function(async_fn: Any) -> Callable[..., Any]:
@@ -639,28 +637,54 @@ def _check_factory(worker: Any) -> None:
 @asynccontextmanager
 async def _run_pool(pool: AnyPool) -> AsyncGenerator[AnyPool, None]:
     supervisor = pool._supervisor  # noqa: SLF001
-    errors: list[Exception] = []
-    async with open_bare_nursery() as nursery:
-        nursery.start_soon(
-            supervisor.run, nursery.cancel_scope, name=f"{pool.name} supervisor"
-        )
-        try:
-            await supervisor.opened.wait()
-            if supervisor.open_error is not None:
-                raise supervisor.open_error
-            yield pool
-            await supervisor.shut_down(supervisor.config.grace)
-        except BaseException:
-            supervisor.cancel()
-            raise
-        finally:
-            errors = supervisor.unheard_errors()
-            if supervisor.config.unobserved == "ignore":
-                errors = []
-    if supervisor.failure is not None:
-        raise supervisor.failure
-    if errors and supervisor.config.unobserved == "raise":
+    error: BaseException | None = None
+    try:
+        async with open_bare_nursery() as nursery:
+            nursery.start_soon(
+                supervisor.run, nursery.cancel_scope, name=f"{pool.name} supervisor"
+            )
+            try:
+                await supervisor.opened.wait()
+                if supervisor.open_error is not None:
+                    raise supervisor.open_error
+                yield pool
+                await supervisor.shut_down(supervisor.config.grace)
+            except BaseException:
+                supervisor.cancel()
+                raise
+    except BaseException as body_error:
+        error = body_error
+    unheard = supervisor.unheard_errors()
+    try:
+        _leave(supervisor, error, unheard)
+    finally:
+        del error, unheard
+
+
+def _leave(
+    supervisor: Supervisor, error: BaseException | None, unheard: list[Exception]
+) -> None:
+    """Raise what the block is to be left with, if anything."""
+    config, failure = supervisor.config, supervisor.failure
+    report = config.unobserved
+    if error is None and failure is None and unheard and report == "raise":
         raise ExceptionGroup(
-            f"{len(errors)} jobs of pool {pool.name!r} failed and nobody read it",
-            errors,
+            f"{len(unheard)} jobs of pool {config.name!r} failed and nobody read it",
+            unheard,
         )
+    if report != "ignore":
+        for other in unheard:
+            log.error("nobody read the reply of a failed job", exc_info=other)
+    if failure is not None:
+        # The pool's own failure, even where the body fell with it: an error
+        # of the pool that the body heard is no news.
+        if (
+            error is not None
+            and not isinstance(error, PoolError)
+            and isinstance(failure, PoolBroken)
+        ):
+            message = f"pool {config.name!r} is broken, and its block failed"
+            raise BaseExceptionGroup(message, [error, failure])
+        raise failure
+    if error is not None:
+        raise_caught(error, error.__traceback__)

@@ -285,6 +285,12 @@ class Supervisor:
         worker.state = WorkerState.IDLE
         (self.resting if self.paused else self.idle)[worker] = None
 
+    def wake_up(self, worker: Worker) -> None:
+        """Note that a worker is up, with no job yet."""
+        self.idle.pop(worker, None)
+        self.resting.pop(worker, None)
+        worker.state = WorkerState.BUSY
+
     def _rouse(self, count: float) -> None:
         """Have idle workers look for jobs."""
         while self.idle and count > 0:
@@ -322,6 +328,8 @@ class Supervisor:
             if worker is not None and worker.job is job:
                 worker.job = None
                 worker.deadline = math.inf
+                if not job.attempts and worker.state is WorkerState.BUSY:
+                    self._let_rest(worker)
         else:
             self.line.discard(job)
         job.state = state
@@ -339,6 +347,12 @@ class Supervisor:
             self._admit()
         if self._joining:
             self.check_drained()
+
+    def _let_rest(self, worker: Worker) -> None:
+        """Let a worker whose job was withdrawn be handed another at once."""
+        waiting = self.line.count or self.line.batches or self.room.count
+        if not waiting and not worker.retiring:
+            self.rest(worker)
 
     def withdraw(self, job: Job) -> bool:
         """Cancel a job that has not started; false if it is too late for that."""
@@ -449,8 +463,16 @@ class Supervisor:
         self._started -= was_ready
         self.idle.pop(worker, None)
         self.resting.pop(worker, None)
+        blamed = _blame(trouble, self.stopping)
         if crash is None:
-            crash = _blame(trouble, self.stopping)
+            crash = blamed
+        elif blamed is not None and not _is_echo(blamed):
+            log.error(
+                "worker %d of pool %r failed to clean up after its crash",
+                worker.id,
+                self.config.name,
+                exc_info=blamed,
+            )
         worker.state = WorkerState.STOPPED
         job = worker.job
         if job is not None:
@@ -935,6 +957,13 @@ def _blame(trouble: BaseException | None, stopping: bool) -> BaseException | Non
     if isinstance(trouble, trio.Cancelled) and stopping:
         return None
     return trouble
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Say whether an error is only the crash as the worker's cleanup saw it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_echo(leaf) for leaf in error.exceptions)
+    return isinstance(error, (WorkerCrashed, trio.Cancelled))
 
 
 def _interrupt_in(error: BaseException | None) -> BaseException | None:

@@ -33,7 +33,6 @@ from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
     from types import TracebackType
 
     from trio.lowlevel import Task
@@ -80,17 +79,17 @@ class Worker:
     """
 
     __slots__ = (
+        "_asleep",
         "_base",
         "_crash",
-        "_life",
         "_fetch",
+        "_life",
         "_post",
-        "_asleep",
         "_scope",
-        "heed",
         "crashes",
         "deadline",
         "due",
+        "heed",
         "id",
         "job",
         "jobs",
@@ -134,9 +133,10 @@ class Worker:
 
     def send(self, job: Job | None) -> None:
         """Put a message into the mailbox and wake the worker."""
-        self._post(job)
+        # One that has been woken already looks at its record anyway.
         if self._asleep:
             self._asleep = False
+            self._post(job)
             reschedule(self.task, WAKE)
 
     async def _wait_for_mail(self) -> None:
@@ -145,6 +145,8 @@ class Worker:
         self._asleep = True
         await wait_task_rescheduled(self._woken)
         self._fetch()
+        if self.job is None:
+            self.supervisor.wake_up(self)
 
     def _woken(self, _: object) -> Abort:
         self._asleep = False
@@ -182,7 +184,6 @@ class Worker:
                 if self.retiring:
                     self._life.cancel()
                 async with self._opened() as handler:
-                    supervisor.worker_ready(self)
                     try:
                         await self.serve(handler)
                     finally:
@@ -206,7 +207,8 @@ class Worker:
         if not (hasattr(manager, "__aenter__") and hasattr(manager, "__aexit__")):
             raise TypeError(
                 "worker must be a callable that returns an async context manager, "
-                f"such as a function under @asynccontextmanager; it returned {manager!r}"
+                "such as a function under @asynccontextmanager; it returned "
+                f"{manager!r}"
             )
         return _Checked(manager)
 
@@ -222,6 +224,8 @@ class Worker:
         # No job may see the worker's own context object, which it could change.
         task.context = self._base.copy()
         await cancel_shielded_checkpoint()
+        # In this same step it gets ready for mail, or takes its first job.
+        supervisor.worker_ready(self)
         while not self.retiring:
             scope = self._scope = trio.CancelScope()
             self.heed = self.retiring
@@ -230,7 +234,8 @@ class Worker:
                 status = task._cancel_status
                 # The time slice: when this worker last let other tasks run.
                 points = task._schedule_points
-                rested = perf_counter()
+                rested = 0.0
+                tired = False
                 # Time passes in sleep: between two of them once is enough.
                 now = clock()
                 while True:
@@ -246,22 +251,27 @@ class Worker:
                             await self._wait_for_mail()
                             points = task._schedule_points
                             rested = 0.0
+                            tired = False
                             now = clock()
                             continue
                         # An idle worker was woken in the job's context; a busy
                         # one is still in that of the last job.
                         live = copy_context()
-                        if (live or job.context) and not same_context(
-                            live, job.context
+                        if tired or (
+                            (live or job.context)
+                            and not same_context(live, job.context)
                         ):
                             context = job.context
                             task.context = context.copy() if job.batch else context
                             await cancel_shielded_checkpoint()
-                            if self.job is not job:
-                                continue
                             points = task._schedule_points
                             rested = 0.0
+                            tired = False
                             now = clock()
+                            if self.job is not job:
+                                # It was withdrawn meanwhile.
+                                supervisor.wake_up(self)
+                                continue
                     job.attempts = 1
                     job.started_at = now
                     self.jobs += 1
@@ -301,11 +311,8 @@ class Worker:
                         moment = perf_counter()
                         if not rested:
                             rested = moment
-                        elif moment - rested > supervisor.slice:
-                            await cancel_shielded_checkpoint()
-                            points = task._schedule_points
-                            rested = 0.0
-                            now = clock()
+                        else:
+                            tired = moment - rested > supervisor.slice
 
     async def _pull(
         self, job: Job, batch: Batch, handler: Handler, status: object

@@ -7,10 +7,10 @@ batch that workers pull from; this module is where the results go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, final
 
 import trio
 from trio.lowlevel import (
@@ -32,6 +32,7 @@ from ._trio import WAKE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
     from trio.lowlevel import Task
 
     from ._job import Job
@@ -199,11 +200,8 @@ def _open(batch: Batch, items: object) -> None:
 
 
 @final
-class Stream(Generic[T]):
-    """An async iterator over results as they come; see `Pool.stream`.
-
-    One task reads it. Cancelling a read loses no result.
-    """
+class _Window:
+    """The results of a stream that its reader has not read yet."""
 
     def __init__(self, ordered: bool, ahead: float, outcomes: bool) -> None:
         self._ordered = ordered
@@ -216,10 +214,10 @@ class Stream(Generic[T]):
         self.batch: Batch
 
     def expect(self, item: Any) -> None:
-        """Take note of the next item (the batch calls this)."""
+        """Take note of the next item."""
 
     def answer(self, job: Job) -> None:
-        """Keep a result for the reader (the batch calls this)."""
+        """Keep a result for the reader."""
         self._ready[job.index] = job
         if not self._ordered:
             self._order.append(job.index)
@@ -227,22 +225,14 @@ class Stream(Generic[T]):
             self.ended()
 
     def ended(self) -> None:
-        """Have the reader look again (the batch calls this at its end)."""
+        """Have the reader look again."""
         if self._reader is not None:
             reader, self._reader = self._reader, None
             reschedule(reader, WAKE)
 
-    def __aiter__(self) -> Stream[T]:
-        return self
-
     @enable_ki_protection
-    async def __anext__(self) -> T:
-        """Return the next result; raise the error of a failed job at its place.
-
-        Raises:
-          PoolClosed: the pool stopped before the input ran out.
-          PoolBroken: the pool broke.
-        """
+    async def read(self) -> Any:
+        """Return the next result, or raise the error in its place."""
         if self._has_next():
             await checkpoint()
         while not self._has_next():
@@ -257,7 +247,7 @@ class Stream(Generic[T]):
         self._read += 1
         self.batch.move_on(self._read + self._ahead)
         if self._outcomes:
-            return Settled(job.index, job.item, outcome_of(job))  # type: ignore[return-value]
+            return Settled(job.index, job.item, outcome_of(job))
         if job.error is not None:
             job.error.add_note(_name(job.item, job.index))
             if isinstance(job.error, StopAsyncIteration):
@@ -265,7 +255,7 @@ class Stream(Generic[T]):
                     f"job {job.id} raised StopAsyncIteration"
                 ) from job.error
             raise_caught(job.error, job.traceback)
-        return job.value  # type: ignore[no-any-return]
+        return job.value
 
     def _has_next(self) -> bool:
         return self._read in self._ready if self._ordered else bool(self._order)
@@ -294,6 +284,29 @@ class Stream(Generic[T]):
         self._order.clear()
 
 
+@final
+class Stream(Generic[T]):
+    """An async iterator over results as they come; see `Pool.stream`.
+
+    One task reads it. Cancelling a read loses no result.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[T]]) -> None:
+        self._read = read
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        """Return the next result; raise the error of a failed job at its place.
+
+        Raises:
+          PoolClosed: the pool stopped before the input ran out.
+          PoolBroken: the pool broke.
+        """
+        return await self._read()
+
+
 @asynccontextmanager
 async def open_stream(
     supervisor: Supervisor,
@@ -306,10 +319,11 @@ async def open_stream(
     fn: Callable[..., Any] | None = None,
 ) -> AsyncGenerator[Stream[Any], None]:
     """Run a job for each item, not far ahead of the reader; see `Pool.stream`."""
-    stream = Stream[Any](ordered, ahead, outcomes)
-    batch = stream.batch = Batch(
+    window = _Window(ordered, ahead, outcomes)
+    stream = Stream[Any](window.read)
+    batch = window.batch = Batch(
         supervisor,
-        stream,
+        window,
         copy_context(),
         timeout,
         priority,
@@ -317,6 +331,7 @@ async def open_stream(
         keeps=True,
         fn=fn,
     )
+    await checkpoint()
     _open(batch, items)
     try:
         if isinstance(items, Iterable):
@@ -331,4 +346,4 @@ async def open_stream(
     finally:
         await _abandon(batch)
         del supervisor.batches[batch]
-        stream.leave()
+        window.leave()

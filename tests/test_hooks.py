@@ -1,0 +1,517 @@
+"""Hooks: what is called, when, and that it harms nothing."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_pool import (
+    Hooks,
+    JobChanged,
+    JobDropped,
+    JobState,
+    JobTimeout,
+    PoolBroken,
+    PoolChanged,
+    PoolResized,
+    Restart,
+    WorkerChanged,
+    WorkerCrashed,
+    open_pool,
+)
+
+
+class Broken(Exception):
+    pass
+
+
+async def obey(job: Any) -> Any:
+    if isinstance(job, BaseException):
+        raise job
+    return await job() if callable(job) else job
+
+
+class Recorder(Hooks):
+    """Writes everything down."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def named(self, name: str) -> list[Any]:
+        return [event for seen, event in self.events if seen == name]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.events]
+
+    def on_pool_start(self, event: PoolChanged) -> None:
+        self.events.append(("pool_start", event))
+
+    def on_pool_stop(self, event: PoolChanged) -> None:
+        self.events.append(("pool_stop", event))
+
+    def on_worker_start(self, event: WorkerChanged) -> None:
+        self.events.append(("worker_start", event))
+
+    def on_worker_stop(self, event: WorkerChanged) -> None:
+        self.events.append(("worker_stop", event))
+
+    def on_worker_crash(self, event: WorkerChanged) -> None:
+        self.events.append(("worker_crash", event))
+
+    def on_worker_restart(self, event: WorkerChanged) -> None:
+        self.events.append(("worker_restart", event))
+
+    def on_resize(self, event: PoolResized) -> None:
+        self.events.append(("resize", event))
+
+    def on_job_queue(self, event: JobChanged) -> None:
+        self.events.append(("job_queue", event))
+
+    def on_job_start(self, event: JobChanged) -> None:
+        self.events.append(("job_start", event))
+
+    def on_job_complete(self, event: JobChanged) -> None:
+        self.events.append(("job_complete", event))
+
+    def on_job_error(self, event: JobChanged) -> None:
+        self.events.append(("job_error", event))
+
+    def on_job_cancel(self, event: JobChanged) -> None:
+        self.events.append(("job_cancel", event))
+
+    def on_job_drop(self, event: JobChanged) -> None:
+        self.events.append(("job_drop", event))
+
+
+async def test_the_hooks_of_a_quiet_life_in_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+
+    async def work() -> str:
+        await trio.sleep(1.5)
+        return "done"
+
+    async with open_pool(1, obey, hooks=[recorder], name="press") as pool:
+        assert recorder.names == ["worker_start", "pool_start"]
+        assert await pool.process(work) == "done"
+    assert recorder.names == [
+        "worker_start",
+        "pool_start",
+        "job_queue",
+        "job_start",
+        "job_complete",
+        "worker_stop",
+        "pool_stop",
+    ]
+    assert recorder.events[0][1] == WorkerChanged("press", 0.0, 0, None)
+    assert recorder.events[1][1] == PoolChanged("press", 0.0)
+    (queued,) = recorder.named("job_queue")
+    (started,) = recorder.named("job_start")
+    (completed,) = recorder.named("job_complete")
+    assert queued.job_id == started.job_id == completed.job_id
+    assert started == JobChanged(
+        "press", 0.0, started.job_id, JobState.RUNNING, 0, 1, None
+    )
+    assert completed == JobChanged(
+        "press", 1.5, started.job_id, JobState.DONE, 0, 1, None
+    )
+    assert recorder.events[-1][1] == PoolChanged("press", 1.5)
+
+
+async def test_a_job_that_waits_is_queued_then_started() -> None:
+    recorder = Recorder()
+    go = trio.Event()
+    async with open_pool(1, obey, hooks=[recorder]) as pool:
+        await pool.submit(go.wait)
+        await wait_all_tasks_blocked()
+        second = await pool.submit(2)
+        event = recorder.events[-1][1]
+        assert recorder.names[-1] == "job_queue"
+        assert (event.job_id, event.state) == (second.id, JobState.QUEUED)
+        assert (event.worker, event.attempts) == (None, 0)
+        go.set()
+        await second.wait()
+    mine = [
+        name
+        for name, event in recorder.events
+        if name.startswith("job") and event.job_id == second.id
+    ]
+    assert mine == ["job_queue", "job_start", "job_complete"]
+
+
+async def test_job_error_tells_of_failures_timeouts_and_losses(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+    failure = ValueError()
+    async with open_pool(1, obey, hooks=[recorder]) as pool:
+        with pytest.raises(ValueError):
+            await pool.process(failure)
+        with pytest.raises(JobTimeout) as timeout:
+            await pool.process(trio.sleep_forever, timeout=0.25)
+        with pytest.raises(WorkerCrashed) as crash:
+            await pool.process(SystemExit())
+    events = recorder.named("job_error")
+    assert [event.error for event in events] == [failure, timeout.value, crash.value]
+    assert [event.state for event in events] == [
+        JobState.FAILED,
+        JobState.TIMED_OUT,
+        JobState.LOST,
+    ]
+    assert [event.attempts for event in events] == [1, 1, 1]
+    assert recorder.named("job_complete") == []
+
+
+async def test_job_cancel_tells_of_jobs_waiting_and_running() -> None:
+    recorder = Recorder()
+    async with open_pool(1, obey, hooks=[recorder]) as pool:
+        running = await pool.submit(trio.sleep_forever)
+        waiting = await pool.submit(1)
+        await wait_all_tasks_blocked()
+        waiting.cancel()
+        assert recorder.named("job_cancel")[0].job_id == waiting.id
+        running.cancel()
+        await pool.join()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await pool.process(1)
+    events = recorder.named("job_cancel")
+    assert [event.attempts for event in events] == [0, 1, 0]
+    assert {event.state for event in events} == {JobState.CANCELLED}
+
+
+async def test_job_drop_tells_of_a_job_that_made_room() -> None:
+    recorder = Recorder()
+    async with open_pool(
+        0, obey, hooks=[recorder], max_backlog=1, overflow="drop_oldest"
+    ) as pool:
+        oldest = await pool.submit(1)
+        await pool.submit(2)
+        (event,) = recorder.named("job_drop")
+        assert (event.job_id, event.state) == (oldest.id, JobState.DROPPED)
+        assert isinstance(event.error, JobDropped)
+        assert event.attempts == 0
+        assert recorder.names.count("job_queue") == 2
+
+
+async def test_the_hooks_of_a_crash_in_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+    error = Broken()
+    async with open_pool(
+        1, obey, hooks=[recorder], crash_on=(Broken,), restart=Restart()
+    ) as pool:
+        with pytest.raises(Broken):
+            await pool.process(error)
+        await wait_all_tasks_blocked()
+        assert recorder.names[2:] == [
+            "job_queue",
+            "job_start",
+            "job_error",
+            "worker_crash",
+            "worker_restart",
+            "worker_start",
+        ]
+        assert recorder.named("worker_crash")[0].error is error
+        assert recorder.named("worker_restart")[0].error is None
+    assert recorder.names[-2:] == ["worker_stop", "pool_stop"]
+
+
+async def test_resize_tells_the_old_size_and_the_new() -> None:
+    recorder = Recorder()
+    async with open_pool(1, obey, hooks=[recorder], name="press") as pool:
+        await pool.resize(3)
+        await pool.resize(3)
+        await pool.resize(2)
+        events = recorder.named("resize")
+        assert [(event.old, event.new) for event in events] == [(1, 3), (3, 2)]
+        assert events[0].pool == "press"
+        assert recorder.names.count("worker_start") == 3
+        assert recorder.names.count("worker_stop") == 1
+        first = recorder.names.index("resize")
+        assert recorder.names[first + 1] == "worker_start"
+
+
+async def test_every_item_of_map_has_its_hooks() -> None:
+    recorder = Recorder()
+    async with open_pool(2, obey, hooks=[recorder]) as pool:
+        assert await pool.map([1, 2, 3]) == [1, 2, 3]
+    for name in ("job_queue", "job_start", "job_complete"):
+        assert len({event.job_id for event in recorder.named(name)}) == 3
+
+
+async def test_a_pool_that_could_not_open_neither_starts_nor_stops() -> None:
+    recorder = Recorder()
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        raise ValueError
+        yield obey
+
+    with pytest.raises(ValueError):
+        async with open_pool(1, worker=worker, hooks=[recorder]):
+            pytest.fail("the block was entered")
+    assert recorder.names == ["worker_crash"]
+
+
+async def test_a_pool_that_breaks_stops() -> None:
+    recorder = Recorder()
+    with pytest.raises(PoolBroken):
+        async with open_pool(
+            1, obey, hooks=[recorder], restart=Restart(limit=0)
+        ) as pool:
+            pool.submit_nowait(SystemExit())
+            await trio.sleep_forever()
+    assert recorder.names[-2:] == ["worker_crash", "pool_stop"]
+    assert recorder.names.count("pool_start") == recorder.names.count("pool_stop") == 1
+
+
+async def test_job_hooks_run_before_the_caller_gets_the_result() -> None:
+    log: list[str] = []
+
+    class Log(Hooks):
+        def on_job_complete(self, event: JobChanged) -> None:
+            log.append("hook")
+
+        def on_job_error(self, event: JobChanged) -> None:
+            log.append("error hook")
+
+    async with open_pool(1, obey, hooks=[Log()]) as pool:
+        await pool.process(1)
+        log.append("caller")
+        reply = await pool.submit(2)
+        await reply.wait()
+        log.append("reader")
+        with pytest.raises(ValueError):
+            await pool.process(ValueError())
+        log.append("caller")
+        async with pool.stream([3]) as results:
+            assert await anext(results) == 3
+            log.append("stream")
+    assert log == [
+        *("hook", "caller"),
+        *("hook", "reader"),
+        *("error hook", "caller"),
+        *("hook", "stream"),
+    ]
+
+
+async def test_the_reply_has_ended_when_its_hook_runs_and_its_reader_has_not() -> None:
+    seen: list[JobState] = []
+
+    class Look(Hooks):
+        def on_job_complete(self, event: JobChanged) -> None:
+            seen.append(reply.state)
+
+    async with open_pool(1, obey, hooks=[Look()]) as pool:
+        reply = pool.submit_nowait(1)
+        await reply.wait()
+    assert seen == [JobState.DONE]
+
+
+async def test_hooks_are_called_in_their_order_and_an_object_may_come_twice() -> None:
+    log: list[str] = []
+
+    class Named(Hooks):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_job_start(self, event: JobChanged) -> None:
+            log.append(self.name)
+
+    one, other = Named("one"), Named("other")
+    async with open_pool(1, obey, hooks=(one, other, one)) as pool:
+        await pool.process(1)
+    assert log == ["one", "other", "one"]
+
+
+async def test_hooks_see_exact_statistics() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    class Count(Hooks):
+        def on_job_start(self, event: JobChanged) -> None:
+            count = pool.statistics()
+            seen.append((count.accepted, count.running, count.done))
+
+        def on_job_complete(self, event: JobChanged) -> None:
+            count = pool.statistics()
+            seen.append((count.accepted, count.running, count.done))
+
+    async with open_pool(1, obey, hooks=[Count()]) as pool:
+        await pool.process(1)
+        assert await pool.map([1]) == [1]
+    assert seen == [(1, 1, 0), (1, 0, 1), (2, 1, 1), (2, 0, 2)]
+
+
+async def test_hooks_that_override_nothing_change_nothing() -> None:
+    async with open_pool(2, obey, hooks=[Hooks(), Hooks()]) as pool:
+        assert await pool.map(range(5)) == list(range(5))
+        assert await pool.process(1) == 1
+
+
+async def test_only_overridden_methods_are_ever_called() -> None:
+    looked_up: list[str] = []
+
+    class Nosy(Hooks):
+        """Only one method is overridden; the others are watched."""
+
+        def on_job_complete(self, event: JobChanged) -> None:
+            looked_up.append("called")
+
+    plain = {name: vars(Hooks)[name] for name in vars(Hooks) if name.startswith("on_")}
+    assert len(plain) == 13
+    code = {method.__code__ for method in plain.values()}
+    hook = Nosy()
+
+    def watch(frame: Any, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code in code:
+            looked_up.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        async with open_pool(1, obey, hooks=[hook]) as pool:
+            await pool.process(1)
+            await pool.resize(2)
+    finally:
+        sys.setprofile(before)
+    assert looked_up == ["called"]
+
+
+async def test_a_hook_put_on_an_object_counts_as_overridden() -> None:
+    seen: list[JobChanged] = []
+    hook = Hooks()
+    hook.on_job_complete = seen.append  # type: ignore[method-assign]
+    async with open_pool(1, obey, hooks=[hook]) as pool:
+        await pool.process(1)
+    assert len(seen) == 1
+
+
+HOOKS = sorted(name for name in vars(Hooks) if name.startswith("on_"))
+
+
+async def live_a_full_life(hook: Hooks) -> None:
+    """Make every hook happen twice or more."""
+    async with open_pool(
+        1,
+        obey,
+        hooks=[hook],
+        max_backlog=1,
+        overflow="drop_oldest",
+        unobserved="ignore",
+    ) as pool:
+        await pool.resize(2)
+        await pool.resize(1)
+        await pool.resize(2)
+        await pool.resize(1)
+        for _ in range(2):
+            assert await pool.process(1) == 1
+            with pytest.raises(ValueError):
+                await pool.process(ValueError())
+            with pytest.raises(WorkerCrashed):
+                await pool.process(SystemExit())
+            await trio.sleep(1)
+            go = trio.Event()
+            running = await pool.submit(go.wait)
+            await wait_all_tasks_blocked()
+            dropped = await pool.submit(1)
+            waiting = await pool.submit(2)
+            assert dropped.state is JobState.DROPPED
+            assert waiting.cancel()
+            go.set()
+            await running.wait()
+        count = pool.statistics()
+        assert (count.done, count.failed, count.lost) == (4, 2, 2)
+        assert (count.dropped, count.cancelled, count.restarts) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+async def test_a_hook_that_raises_is_logged_once_removed_and_harmless(
+    name: str,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = ZeroDivisionError("in a hook")
+    calls = 0
+
+    def fail(event: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    hook, recorder = Hooks(), Recorder()
+    setattr(hook, name, fail)
+    for hooks in (hook, recorder):
+        calls = 0
+        caplog.clear()
+        await live_a_full_life(hooks)
+        if hooks is hook:
+            assert calls == 1
+            logged = [r for r in caplog.records if name in r.getMessage()]
+            assert len(logged) == 1
+            assert logged[0].levelno == logging.ERROR
+            assert logged[0].name == "trio_pool"
+            assert logged[0].exc_info is not None
+            assert logged[0].exc_info[1] is error
+    # The life was full: the hook would have been called.
+    assert name.removeprefix("on_") in recorder.names
+
+
+async def test_a_hook_that_raises_stops_no_other_hook(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Recorder):
+        def on_job_start(self, event: JobChanged) -> None:
+            super().on_job_start(event)
+            raise ValueError
+
+    failing, recorder = Failing(), Recorder()
+    async with open_pool(1, obey, hooks=[failing, recorder]) as pool:
+        for _ in range(3):
+            await pool.process(1)
+    assert len(recorder.named("job_start")) == 3
+    assert len(failing.named("job_start")) == 1
+    # Only the method that raised is removed, the others of the object go on.
+    assert len(failing.named("job_complete")) == 3
+
+
+async def test_a_hook_may_cancel_the_pool() -> None:
+    class Stop(Hooks):
+        def on_job_complete(self, event: JobChanged) -> None:
+            pool.cancel()
+
+    async with open_pool(1, obey, hooks=[Stop()]) as pool:
+        assert await pool.process(1) == 1
+        assert pool.closed
+    assert pool.statistics().done == 1
+
+
+async def test_a_hook_may_submit_a_job() -> None:
+    replies: list[Any] = []
+
+    class Again(Hooks):
+        def on_job_complete(self, event: JobChanged) -> None:
+            if len(replies) < 3:
+                replies.append(pool.submit_nowait(len(replies)))
+
+    async with open_pool(1, obey, hooks=[Again()]) as pool:
+        assert await pool.process("first") == "first"
+    assert [await reply.wait() for reply in replies] == [0, 1, 2]
+
+
+async def test_the_hooks_of_a_task_pool() -> None:
+    recorder = Recorder()
+    async with open_pool(1, hooks=[recorder]) as pool:
+        assert await pool.process(functools.partial(obey, 1)) == 1
+    assert recorder.names[2:5] == ["job_queue", "job_start", "job_complete"]

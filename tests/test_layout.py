@@ -1,0 +1,139 @@
+"""The shape inside: floors, read from the source, that imports never climb."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trio_pool
+
+FLOORS = [
+    {"_errors", "_policy", "_events", "_trio", "_nursery"},
+    {"_job", "_batch", "_backlog"},
+    {"_worker"},
+    # `streams` is public by name, and below the pool whose methods hand it out.
+    {"_supervisor", "streams"},
+    {"_pool"},
+]
+FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+
+MODULES = {
+    path.stem: ast.parse(path.read_text(encoding="utf-8"))
+    for path in Path(trio_pool.__path__[0]).glob("*.py")
+}
+
+each_module = pytest.mark.parametrize("module", sorted(MODULES))
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    }
+
+
+def run_time_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Find the imports that happen when the program runs, however deep."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif is_for_types_only(child):
+            assert isinstance(child, ast.If)
+            for other in child.orelse:
+                yield from run_time_imports(other)
+        else:
+            yield from run_time_imports(child)
+
+
+def siblings(module: str) -> set[str]:
+    """Name the modules of the package that a module imports."""
+    found: set[str] = set()
+    for node in run_time_imports(MODULES[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            assert not [name for name in names if name.startswith("trio_pool")]
+        elif node.level:
+            assert node.level == 1
+            if node.module is None:
+                found.update(alias.name for alias in node.names)
+            else:
+                found.add(node.module)
+        else:
+            assert node.module is not None
+            assert not node.module.startswith("trio_pool")
+    return found
+
+
+def test_every_module_is_on_a_floor() -> None:
+    assert set(MODULES) - {"__init__"} == set(FLOOR_OF)
+
+
+@each_module
+def test_imports_go_down_or_stay_on_the_floor(module: str) -> None:
+    floor = FLOOR_OF.get(module, len(FLOORS))
+    assert {name for name in siblings(module) if FLOOR_OF[name] > floor} == set()
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {module: siblings(module) for module in MODULES}
+    while graph:
+        leaves = {module for module, needs in graph.items() if not needs & set(graph)}
+        assert leaves, f"a knot among {sorted(graph)}"
+        for module in leaves:
+            del graph[module]
+
+
+@each_module
+def test_no_function_imports(module: str) -> None:
+    inside = [
+        ast.unparse(node)
+        for function in ast.walk(MODULES[module])
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    assert inside == []
+
+
+@each_module
+def test_the_core_needs_only_trio_attrs_and_outcome(module: str) -> None:
+    allowed = sys.stdlib_module_names | {"trio", "attrs", "outcome"}
+    needed: set[str] = set()
+    for node in run_time_imports(MODULES[module]):
+        if isinstance(node, ast.Import):
+            needed.update(alias.name.partition(".")[0] for alias in node.names)
+        elif not node.level:
+            assert node.module is not None
+            needed.add(node.module.partition(".")[0])
+    assert needed - allowed == set()
+
+
+@each_module
+def test_only_one_module_reads_the_insides_of_trio(module: str) -> None:
+    private = [
+        ast.unparse(node)
+        for node in run_time_imports(MODULES[module])
+        if isinstance(node, ast.ImportFrom)
+        and not node.level
+        and any(part.startswith("_") for part in (node.module or "").split("."))
+        and node.module != "__future__"
+    ]
+    assert private == []
+
+
+@each_module
+def test_every_module_states_its_job(module: str) -> None:
+    text = ast.get_docstring(MODULES[module])
+    assert text
+    assert text.splitlines()[0].endswith((".", ":"))
+
+
+def test_the_front_only_re_exports() -> None:
+    for node in ast.walk(MODULES["__init__"]):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.asname == alias.name for alias in node.names)
+        assert not isinstance(node, (ast.FunctionDef, ast.ClassDef))

@@ -1,0 +1,1054 @@
+"""The handle: opening, resizing, pausing, joining, closing, and bad input."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
+
+from trio_pool import (
+    JobCancelled,
+    JobState,
+    Pool,
+    PoolClosed,
+    PoolConfig,
+    PoolStatistics,
+    ShutdownReport,
+    TaskPool,
+    WorkerState,
+    WrongThread,
+    open_pool,
+)
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def obey(job: Any) -> Any:
+    """Return the job, raise it if it is an error, or do what it says."""
+    if isinstance(job, BaseException):
+        raise job
+    return await job() if callable(job) else job
+
+
+def counts(count: PoolStatistics) -> dict[str, int]:
+    """Return the counts of jobs that are not 0."""
+    jobs = attrs.asdict(count)
+    for of_workers in ("size", "workers", "busy", "restarts"):
+        del jobs[of_workers]
+    return {name: number for name, number in jobs.items() if number}
+
+
+# The three forms.
+
+
+async def test_a_pool_of_a_handler() -> None:
+    async with open_pool(2, double) as pool:
+        assert isinstance(pool, Pool)
+        assert await pool.process(4) == 8
+
+
+async def test_a_pool_of_workers_each_set_up_once() -> None:
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[int], Awaitable[int]], None]:
+        log.append("setup")
+        yield double
+        log.append("cleanup")
+
+    async with open_pool(2, worker=worker) as pool:
+        assert isinstance(pool, Pool)
+        assert log == ["setup"] * 2
+        assert await pool.map([1, 2, 3]) == [2, 4, 6]
+    assert log == ["setup"] * 2 + ["cleanup"] * 2
+
+
+class Doubler:
+    """A worker as a class."""
+
+    async def __aenter__(self) -> Callable[[int], Awaitable[int]]:
+        return self.handle
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        return None
+
+    async def handle(self, number: int) -> int:
+        return 2 * number
+
+
+async def test_a_pool_of_a_class_and_of_a_partial() -> None:
+    async with open_pool(1, worker=Doubler) as pool:
+        assert await pool.process(4) == 8
+    async with open_pool(1, worker=functools.partial(Doubler)) as pool:
+        assert await pool.process(4) == 8
+
+
+async def test_a_task_pool_takes_functions_with_their_arguments() -> None:
+    async def add(one: int, other: int) -> int:
+        return one + other
+
+    async with open_pool(2) as pool:
+        assert isinstance(pool, TaskPool)
+        assert await pool.process(add, 1, 2) == 3
+        reply = await pool.submit(double, 4)
+        assert await reply.wait() == 8
+        assert await pool.submit_nowait(add, 2, 3).wait() == 5
+        assert await pool.map(double, [1, 2]) == [2, 4]
+        settled = await pool.settle(double, [3])
+        assert settled[0].item == 3
+        assert settled[0].outcome.unwrap() == 6
+        async with pool.stream(double, [4, 5]) as results:
+            assert [result async for result in results] == [8, 10]
+
+
+async def test_a_config_stands_for_the_size_and_options_override_it() -> None:
+    config = PoolConfig(size=3, name="press", max_backlog=7)
+    async with open_pool(config, double) as pool:
+        assert (pool.size, pool.name) == (3, "press")
+    async with open_pool(config, double, name="other") as pool:
+        assert (pool.size, pool.name) == (3, "other")
+    assert config.name == "press"
+
+
+class Callee:
+    """A handler as an object."""
+
+    async def __call__(self, number: int) -> int:
+        return 2 * number
+
+
+@pytest.mark.parametrize(
+    "handler", [Doubler().handle, Callee(), functools.partial(double)]
+)
+async def test_handlers_of_all_kinds_are_taken(
+    handler: Callable[[int], Awaitable[int]],
+) -> None:
+    async with open_pool(1, handler) as pool:
+        assert await pool.process(4) == 8
+
+
+async def test_open_pools_have_names_of_their_own() -> None:
+    async with open_pool(1, double) as one, open_pool(1, double) as other:
+        assert one.name != other.name
+
+
+async def test_the_block_is_entered_when_every_worker_can_take_a_job() -> None:
+    # Several times, as tasks that are ready run in any order.
+    for _ in range(20):
+        async with open_pool(3, double, max_backlog=0) as pool:
+            replies = [pool.submit_nowait(number) for number in range(3)]
+            assert [await reply.wait() for reply in replies] == [0, 2, 4]
+
+
+async def test_repr_shows_live_counts() -> None:
+    async with open_pool(1, obey, name="press") as pool:
+        await pool.submit(trio.sleep_forever)
+        await pool.submit(1)
+        assert repr(pool) == (
+            "<trio_pool.Pool 'press': open, 1 of 1 workers busy, 1 jobs queued>"
+        )
+        pool.cancel()
+    assert repr(pool).startswith("<trio_pool.Pool 'press': closed, ")
+
+
+# Resizing.
+
+
+async def test_resize_up_returns_when_the_workers_are_set_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[int], Awaitable[int]], None]:
+        await trio.sleep(1.5)
+        yield double
+
+    async with open_pool(1, worker=worker) as pool:
+        await pool.resize(3)
+        assert trio.current_time() == 3.0
+        assert pool.size == pool.statistics().size == pool.statistics().workers == 3
+
+
+async def test_resize_down_lets_idle_workers_go_first() -> None:
+    async with open_pool(3, obey) as pool:
+        go = trio.Event()
+        reply = await pool.submit(go.wait)
+        await wait_all_tasks_blocked()
+        await pool.resize(1)
+        (worker,) = pool.workers()
+        assert worker.state is WorkerState.BUSY
+        assert worker.id == reply.worker
+        go.set()
+        await reply.wait()
+
+
+async def test_resize_down_never_interrupts_a_job(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def work() -> str:
+        await trio.sleep(1.5)
+        return "finished"
+
+    async with open_pool(2, obey) as pool:
+        replies = [await pool.submit(work) for _ in range(2)]
+        await wait_all_tasks_blocked()
+        await pool.resize(0)
+        assert trio.current_time() == 1.5
+        assert [await reply.wait() for reply in replies] == ["finished"] * 2
+        assert pool.workers() == ()
+
+
+async def test_a_pool_of_size_0_lets_jobs_wait_until_it_grows() -> None:
+    async with open_pool(0, double) as pool:
+        reply = await pool.submit(4)
+        await wait_all_tasks_blocked()
+        assert reply.state is JobState.QUEUED
+        await pool.resize(1)
+        assert await reply.wait() == 8
+        await pool.resize(0)
+        assert (pool.size, pool.workers()) == (0, ())
+        await pool.resize(2)
+        assert await pool.process(5) == 10
+
+
+async def test_a_busy_worker_that_has_to_go_takes_no_more_jobs() -> None:
+    async with open_pool(1, obey) as pool:
+        go = trio.Event()
+        running = await pool.submit(go.wait)
+        waiting = await pool.submit(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.resize, 0)
+            await wait_all_tasks_blocked()
+            go.set()
+        await running.wait()
+        assert waiting.state is JobState.QUEUED
+        await pool.resize(1)
+        assert await waiting.wait() == 1
+
+
+async def test_a_cancelled_resize_keeps_the_target() -> None:
+    async with open_pool(2, obey) as pool:
+        go = trio.Event()
+        replies = [await pool.submit(go.wait) for _ in range(2)]
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.resize, 1)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        assert pool.size == 1
+        go.set()
+        for reply in replies:
+            await reply.wait()
+        await wait_all_tasks_blocked()
+        assert pool.statistics().workers == 1
+
+
+async def test_the_last_of_several_resizes_counts() -> None:
+    async with open_pool(1, double) as pool:
+        async with trio.open_nursery() as nursery:
+            for size in (5, 3):
+                nursery.start_soon(pool.resize, size)
+            await wait_all_tasks_blocked()
+            await pool.resize(2)
+        assert pool.size == pool.statistics().workers == 2
+        assert await pool.process(1) == 2
+
+
+async def test_a_resize_that_changes_its_mind_under_a_job_keeps_serving() -> None:
+    async with open_pool(1, obey) as pool:
+        go = trio.Event()
+        reply = await pool.submit(go.wait)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.resize, 0)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(pool.resize, 1)
+            await wait_all_tasks_blocked()
+            go.set()
+        await reply.wait()
+        assert pool.statistics().workers == 1
+        assert await pool.process(1) == 1
+
+
+async def test_resize_is_refused_when_the_pool_closes() -> None:
+    async with open_pool(1, obey) as pool:
+        await pool.submit(trio.sleep_forever)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+
+            async def resize() -> None:
+                with pytest.raises(PoolClosed):
+                    await pool.resize(0)
+
+            nursery.start_soon(resize)
+            await wait_all_tasks_blocked()
+            pool.cancel()
+        with pytest.raises(PoolClosed):
+            await pool.resize(1)
+
+
+# Pausing.
+
+
+async def test_a_paused_pool_accepts_jobs_and_starts_none() -> None:
+    async with open_pool(2, obey) as pool:
+        go = trio.Event()
+        running = await pool.submit(go.wait)
+        await wait_all_tasks_blocked()
+        pool.pause()
+        pool.pause()
+        replies = [await pool.submit(number) for number in range(4)]
+        go.set()
+        await running.wait()
+        await wait_all_tasks_blocked()
+        assert counts(pool.statistics()) == {"accepted": 5, "done": 1, "queued": 4}
+        pool.resume()
+        pool.resume()
+        assert [await reply.wait() for reply in replies] == [0, 1, 2, 3]
+
+
+async def test_a_paused_pool_pulls_no_items_of_map() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            taken.append(number)
+            yield number
+
+    results: list[int] = []
+    async with open_pool(2, double) as pool:
+        pool.pause()
+        async with trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                results.extend(await pool.map(items()))
+
+            nursery.start_soon(run)
+            await wait_all_tasks_blocked()
+            assert taken == []
+            pool.resume()
+    assert results == [0, 2, 4]
+
+
+async def test_a_paused_pool_can_be_resized() -> None:
+    async with open_pool(2, double) as pool:
+        pool.pause()
+        reply = await pool.submit(4)
+        await pool.resize(3)
+        await pool.resize(1)
+        await wait_all_tasks_blocked()
+        assert reply.state is JobState.QUEUED
+        pool.resume()
+        assert await reply.wait() == 8
+
+
+async def test_leaving_the_block_resumes_a_paused_pool() -> None:
+    async with open_pool(1, double) as pool:
+        pool.pause()
+        reply = await pool.submit(4)
+    assert await reply.wait() == 8
+
+
+async def test_shutdown_resumes_a_paused_pool() -> None:
+    async with open_pool(1, double) as pool:
+        pool.pause()
+        await pool.submit(4)
+        report = await pool.shutdown()
+        assert report == ShutdownReport(done=1, failed=0, cancelled=0, unfinished=0)
+
+
+# Joining.
+
+
+async def test_join_waits_for_every_accepted_job_and_leaves_the_pool_open(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        for _ in range(2):
+            await pool.submit(0.75)
+        await pool.join()
+        assert trio.current_time() == 1.5
+        await pool.process(0.25)
+        assert not pool.closed
+
+
+async def test_join_waits_for_jobs_accepted_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        await pool.submit(0.75)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.join)
+            await wait_all_tasks_blocked()
+            await pool.submit(0.75)
+        assert trio.current_time() == 1.5
+
+
+async def test_join_raises_nothing_for_jobs_that_failed() -> None:
+    async with open_pool(1, obey) as pool:
+        reply = await pool.submit(ValueError())
+        await pool.join()
+        with pytest.raises(ValueError):
+            await reply.wait()
+
+
+async def test_a_cancelled_join_loses_nothing() -> None:
+    async with open_pool(1, obey) as pool:
+        go = trio.Event()
+        reply = await pool.submit(go.wait)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await pool.join()
+        assert scope.cancelled_caught
+        go.set()
+        await reply.wait()
+
+
+async def test_join_of_a_pool_without_jobs_is_a_checkpoint() -> None:
+    async with open_pool(1, double) as pool:
+        with assert_checkpoints():
+            await pool.join()
+
+
+# Shutting down.
+
+
+async def test_shutdown_says_the_fate_of_every_job(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(3, obey, unobserved="ignore") as pool:
+        assert await pool.process("before") == "before"
+
+        async def fail_later() -> None:
+            await trio.sleep(0.25)
+            raise ValueError
+
+        await pool.submit(functools.partial(trio.sleep, 0.25))
+        await pool.submit(fail_later)
+        for _ in range(4):
+            await pool.submit(trio.sleep_forever)
+        report = await pool.shutdown(grace=1.5)
+        assert trio.current_time() == 1.5
+        assert report == ShutdownReport(done=1, failed=1, cancelled=4, unfinished=0)
+    assert pool.closed
+
+
+async def test_shutdown_waits_for_all_jobs_by_default(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        for _ in range(2):
+            await pool.submit(1000.0)
+        report = await pool.shutdown()
+        assert report == ShutdownReport(done=2, failed=0, cancelled=0, unfinished=0)
+        assert trio.current_time() == 2000
+
+
+async def test_shutdown_again_tells_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        await pool.submit(0.25)
+        await pool.submit(math.inf)
+        first = await pool.shutdown(grace=1.5)
+        assert await pool.shutdown() == first
+        assert await pool.shutdown(grace=0) == first
+        assert first.done == first.cancelled == 1
+    assert await pool.shutdown() == first
+
+
+async def test_of_two_shutdowns_the_shorter_grace_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    reports: list[ShutdownReport] = []
+
+    async def shut_down(pool: Pool[float, None], grace: float) -> None:
+        reports.append(await pool.shutdown(grace=grace))
+
+    async with open_pool(1, trio.sleep) as pool:
+        await pool.submit(math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shut_down, pool, 9.0)
+            nursery.start_soon(shut_down, pool, 0.25)
+        assert trio.current_time() == 0.25
+    assert reports[0] == reports[1]
+    assert reports[0].cancelled == 1
+
+
+async def test_shutdown_reports_what_does_not_end_in_another_second(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def stubborn() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(10)
+
+    async with open_pool(1, obey) as pool:
+        await pool.submit(stubborn)
+        await pool.submit("waiting")
+        report = await pool.shutdown(grace=0.5)
+        assert trio.current_time() == 1.5
+        assert report == ShutdownReport(done=0, failed=0, cancelled=1, unfinished=1)
+    assert trio.current_time() == 10
+    count = pool.statistics()
+    assert (count.running, count.queued) == (0, 0)
+
+
+async def test_shutdown_refuses_new_jobs_at_once() -> None:
+    async with open_pool(1, obey, max_backlog=1) as pool:
+        go = trio.Event()
+        await pool.submit(go.wait)
+        await pool.submit(1)
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_room() -> None:
+                with pytest.raises(PoolClosed) as caught:
+                    await pool.submit(2)
+                assert caught.value.started is False
+
+            nursery.start_soon(wait_for_room)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(pool.shutdown)
+            await wait_all_tasks_blocked()
+            assert pool.closed
+            for call in (pool.process, pool.submit, pool.submit_nowait):
+                with pytest.raises(PoolClosed):
+                    answer = call(3)
+                    assert not isinstance(answer, PoolClosed)
+                    await answer  # type: ignore[misc]
+            go.set()
+        assert pool.statistics().done == 2
+
+
+async def test_shutdown_of_a_pool_of_size_0_cancels_what_waits() -> None:
+    async with open_pool(0, double) as pool:
+        reply = await pool.submit(1)
+        report = await pool.shutdown()
+        assert report == ShutdownReport(done=0, failed=0, cancelled=1, unfinished=0)
+        with pytest.raises(JobCancelled) as caught:
+            await reply.wait()
+        assert caught.value.started is False
+
+
+async def test_leaving_a_pool_of_size_0_cancels_what_waits() -> None:
+    async with open_pool(0, double) as pool:
+        reply = await pool.submit(1)
+    assert reply.state is JobState.CANCELLED
+
+
+async def test_a_cancelled_shutdown_leaves_the_jobs_going_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        reply = await pool.submit(1.5)
+        with trio.move_on_after(0.25) as scope:
+            await pool.shutdown()
+        assert scope.cancelled_caught
+        assert pool.closed
+        await reply.wait()
+        assert trio.current_time() == 1.5
+
+
+async def test_the_grace_of_the_pool_bounds_leaving_the_block(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep, grace=0.25) as pool:
+        reply = await pool.submit(math.inf)
+    assert trio.current_time() == 0.25
+    assert reply.state is JobState.CANCELLED
+
+
+async def test_leaving_the_block_waits_for_accepted_jobs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        replies = [await pool.submit(0.75) for _ in range(2)]
+    assert trio.current_time() == 1.5
+    assert [reply.state for reply in replies] == [JobState.DONE] * 2
+
+
+# Cancelling.
+
+
+async def test_cancel_stops_everything_and_may_be_repeated() -> None:
+    async with open_pool(1, obey) as pool:
+        replies = [await pool.submit(trio.sleep_forever) for _ in range(3)]
+        await wait_all_tasks_blocked()
+        pool.cancel()
+        pool.cancel()
+        assert pool.closed
+        for reply in replies:
+            with pytest.raises(JobCancelled):
+                await reply.wait()
+        with pytest.raises(PoolClosed):
+            await pool.process(1)
+        await pool.join()
+        report = await pool.shutdown()
+        assert (report.cancelled, report.unfinished) == (3, 0)
+    assert counts(pool.statistics()) == {"accepted": 3, "cancelled": 3}
+
+
+async def test_cancel_while_shutting_down_ends_it() -> None:
+    async with open_pool(1, obey) as pool:
+        await pool.submit(trio.sleep_forever)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.shutdown)
+            await wait_all_tasks_blocked()
+            pool.cancel()
+    assert pool.statistics().cancelled == 1
+
+
+# Counting.
+
+
+async def test_statistics_are_exact_at_every_step() -> None:
+    async with open_pool(2, obey, max_backlog=2, unobserved="ignore") as pool:
+        assert counts(pool.statistics()) == {}
+        go = trio.Event()
+        replies = [await pool.submit(go.wait) for _ in range(2)]
+        assert counts(pool.statistics()) == {"accepted": 2, "running": 2}
+        assert pool.statistics().busy == 2
+        replies.append(await pool.submit(ValueError()))
+        replies.append(await pool.submit(SystemExit()))
+        assert counts(pool.statistics()) == {"accepted": 4, "running": 2, "queued": 2}
+        with pytest.raises(trio.WouldBlock):
+            pool.submit_nowait(1)
+        assert counts(pool.statistics()) == {"accepted": 4, "running": 2, "queued": 2}
+        go.set()
+        await pool.join()
+        done = {"accepted": 4, "done": 2, "failed": 1, "lost": 1}
+        assert counts(pool.statistics()) == done
+        await wait_all_tasks_blocked()
+        late = await pool.submit(trio.sleep_forever, timeout=math.inf)
+        assert late.cancel()
+        await pool.join()
+        assert counts(pool.statistics()) == {**done, "accepted": 5, "cancelled": 1}
+        assert await pool.map([1, 2, 3]) == [1, 2, 3]
+        assert pool.statistics().accepted == 8
+        assert pool.statistics().done == 5
+        count = pool.statistics()
+    assert (count.size, count.workers, count.busy, count.restarts) == (2, 2, 0, 1)
+    assert counts(pool.statistics()) == counts(count)
+
+
+async def test_statistics_count_timeouts_and_drops(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(
+        1, trio.sleep, max_backlog=1, overflow="drop_oldest", unobserved="ignore"
+    ) as pool:
+        for timeout in (0.25, 0.5, 0.75):
+            await pool.submit(math.inf, timeout=timeout)
+        await pool.join()
+        assert trio.current_time() == 1.0
+    assert counts(pool.statistics()) == {"accepted": 3, "timed_out": 2, "dropped": 1}
+
+
+async def test_statistics_are_frozen() -> None:
+    async with open_pool(1, double) as pool:
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            pool.statistics().done = 5  # type: ignore[misc]
+
+
+async def test_workers_shows_each_worker(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(2, trio.sleep) as pool:
+        await pool.process(0.25)
+        reply = await pool.submit(math.inf)
+        await trio.sleep(1.5)
+        busy, idle = sorted(pool.workers(), key=lambda worker: worker.state.value)
+        assert (busy.state, idle.state) == (WorkerState.BUSY, WorkerState.IDLE)
+        assert (busy.job_id, busy.job_age) == (reply.id, 1.5)
+        assert (idle.job_id, idle.job_age) == (None, None)
+        assert {busy.id, idle.id} == {0, 1}
+        assert busy.id == reply.worker
+        assert busy.jobs + idle.jobs == 2
+        assert (busy.restarts, busy.last_error) == (0, None)
+        reply.cancel()
+
+
+async def test_everything_stays_readable_after_the_block() -> None:
+    async with open_pool(2, double, name="press") as pool:
+        reply = await pool.submit(4)
+    assert pool.closed
+    assert (pool.size, pool.name) == (2, "press")
+    assert counts(pool.statistics()) == {"accepted": 1, "done": 1}
+    assert pool.statistics().workers == 0
+    assert isinstance(pool.workers(), tuple)
+    assert (await reply.wait(), reply.done, reply.state) == (8, True, JobState.DONE)
+
+
+async def test_after_the_block_jobs_are_refused() -> None:
+    async with open_pool(1, double, name="press") as pool:
+        pass
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: pool.process(1),
+        lambda: pool.submit(1),
+        lambda: pool.map([1]),
+        lambda: pool.settle([1]),
+        lambda: pool.resize(2),
+    ]
+    for call in calls:
+        with pytest.raises(PoolClosed, match="press") as caught:
+            await call()
+        assert caught.value.pool == "press"
+    with pytest.raises(PoolClosed):
+        pool.submit_nowait(1)
+    with pytest.raises(PoolClosed):
+        async with pool.stream([1]):
+            pytest.fail("the stream was opened")
+    with pytest.raises(PoolClosed):
+        pool.pause()
+    pool.resume()
+    pool.cancel()
+    await pool.join()
+    assert (await pool.shutdown()).unfinished == 0
+    assert counts(pool.statistics()) == {}
+
+
+# Other threads.
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    with pytest.raises(WrongThread, match=r"'press'.*trio\.from_thread") as caught:
+        yield
+    assert caught.value.pool == "press"
+
+
+def in_a_thread(fn: Callable[[], None]) -> None:
+    """Call outside trio, in a thread that knows nothing of it."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fn()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+async def test_another_thread_is_refused_and_told_how() -> None:
+    async with open_pool(1, double, name="press") as pool:
+        pending = await pool.submit(1)
+        plain: list[Callable[[], object]] = [
+            lambda: pool.submit_nowait(1),
+            pool.pause,
+            pool.resume,
+            pool.cancel,
+        ]
+        for call in plain:
+            with refused():
+                in_a_thread(call)  # type: ignore[arg-type]
+        awaiting: list[Callable[[], Awaitable[object]]] = [
+            lambda: pool.process(1),
+            lambda: pool.submit(1),
+            lambda: pool.map([1]),
+            lambda: pool.settle([1]),
+            lambda: pool.resize(2),
+            pool.join,
+            pool.shutdown,
+        ]
+        for awaited in awaiting:
+            with refused():
+                await trio.to_thread.run_sync(trio.run, awaited)
+        assert await pending.wait() == 2
+        assert not pool.closed
+        assert counts(pool.statistics()) == {"accepted": 1, "done": 1}
+
+
+async def test_statistics_may_be_read_in_any_thread() -> None:
+    async with open_pool(1, double) as pool:
+        await pool.process(1)
+        count = await trio.to_thread.run_sync(pool.statistics)
+        assert count == pool.statistics()
+        assert await trio.to_thread.run_sync(pool.workers) == pool.workers()
+
+
+async def test_a_thread_reaches_the_pool_by_from_thread() -> None:
+    async with open_pool(1, double) as pool:
+
+        def in_thread() -> int:
+            trio.from_thread.run_sync(pool.submit_nowait, 3)
+            return trio.from_thread.run(pool.process, 4)
+
+        assert await trio.to_thread.run_sync(in_thread) == 8
+
+
+def test_outside_its_run_a_pool_refuses_calls() -> None:
+    async def main() -> Pool[int, int]:
+        async with open_pool(1, double, name="press") as pool:
+            return pool
+
+    pool = trio.run(main)
+    assert pool.statistics().done == 0
+    with pytest.raises((WrongThread, PoolClosed)):
+        pool.submit_nowait(1)
+
+
+# Bad input: the option, the value and what was expected; and nothing ran.
+
+
+def refuse_all() -> Any:
+    pytest.fail("something ran")
+
+
+@asynccontextmanager
+async def unwanted() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+    pytest.fail("a worker was set up")
+    yield double
+
+
+def test_open_pool_without_size_is_refused() -> None:
+    with pytest.raises(TypeError):
+        open_pool()  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind", "expected"),
+    [
+        ("size", -1, ValueError, "0 or more"),
+        ("size", 2.0, TypeError, "int"),
+        ("size", "2", TypeError, "int"),
+        ("size", True, TypeError, "int"),
+        ("size", None, TypeError, "int"),
+        ("size", math.inf, TypeError, "int"),
+        ("max_backlog", -1, ValueError, "0 or more"),
+        ("max_backlog", 1.5, TypeError, "int"),
+        ("max_backlog", math.nan, TypeError, "int"),
+        ("max_backlog", "many", TypeError, "int"),
+        ("max_backlog", False, TypeError, "int"),
+        ("overflow", "drop", ValueError, "'drop_oldest'"),
+        ("overflow", None, ValueError, "'wait'"),
+        ("timeout", 0, ValueError, "seconds > 0"),
+        ("timeout", -0.25, ValueError, "seconds > 0"),
+        ("timeout", math.nan, ValueError, "seconds > 0"),
+        ("timeout", "1", TypeError, "seconds > 0"),
+        ("timeout", True, TypeError, "seconds > 0"),
+        ("timeout", None, TypeError, "seconds > 0"),
+        ("grace", -1, ValueError, "seconds >= 0"),
+        ("grace", math.nan, ValueError, "seconds >= 0"),
+        ("grace", "1", TypeError, "seconds >= 0"),
+        ("restart", 5, TypeError, "Restart"),
+        ("crash_on", (BaseException,), TypeError, "Exception"),
+        ("crash_on", (KeyboardInterrupt,), TypeError, "Exception"),
+        ("crash_on", "OSError", TypeError, "Exception"),
+        ("crash_on", (ValueError(),), TypeError, "Exception"),
+        ("hooks", 5, TypeError, "Hooks"),
+        ("hooks", (double,), TypeError, "Hooks"),
+        ("unobserved", "warn", ValueError, "'ignore'"),
+        ("name", 5, TypeError, "str"),
+        ("name", "", ValueError, "empty"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value_and_what_was_expected(
+    option: str, value: Any, kind: type[Exception], expected: str
+) -> None:
+    options = {} if option == "size" else {option: value}
+    size = value if option == "size" else 1
+    with pytest.raises(kind) as caught:
+        open_pool(size, worker=unwanted, **options)
+    assert type(caught.value) is kind
+    text = str(caught.value)
+    assert text.startswith(option)
+    assert repr(value) in text
+    assert expected in text
+
+
+def test_an_unknown_option_is_named_with_those_there_are() -> None:
+    with pytest.raises(TypeError, match=r"'timeot'.*timeout"):
+        open_pool(1, double, timeot=5)  # type: ignore[call-overload]
+
+
+def sync_handler(_: object) -> object:
+    return refuse_all()
+
+
+class SyncCallee:
+    def __call__(self, _: object) -> object:
+        return refuse_all()
+
+
+@pytest.mark.parametrize(
+    "handler", [sync_handler, SyncCallee(), functools.partial(sync_handler), print]
+)
+def test_a_sync_handler_is_refused_and_the_fix_is_shown(handler: Any) -> None:
+    with pytest.raises(TypeError, match=r"trio\.to_thread\.run_sync") as caught:
+        open_pool(1, handler)
+    assert str(caught.value).startswith("handler must be an async function")
+    assert repr(handler) in str(caught.value)
+
+
+@pytest.mark.parametrize("handler", [5, "double", ()])
+def test_a_handler_that_cannot_be_called_is_refused(handler: Any) -> None:
+    with pytest.raises(TypeError, match="handler must be an async function") as caught:
+        open_pool(1, handler)
+    assert repr(handler) in str(caught.value)
+
+
+def test_a_handler_that_is_a_class_is_told_where_it_belongs() -> None:
+    with pytest.raises(TypeError, match="worker=") as caught:
+        open_pool(1, Doubler)  # type: ignore[call-overload]
+    assert "Doubler" in str(caught.value)
+
+
+async def test_a_handler_that_was_called_already_is_refused() -> None:
+    call = double(5)
+    with pytest.raises(TypeError, match="handler must be an async function"):
+        open_pool(1, call)  # type: ignore[call-overload]
+    call.close()
+
+
+def test_handler_and_worker_together_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"handler.*worker"):
+        open_pool(1, double, worker=unwanted)  # type: ignore[call-overload]
+
+
+async def async_function() -> Any:
+    return refuse_all()
+
+
+async def async_generator() -> AsyncGenerator[Any, None]:
+    yield refuse_all()
+
+
+def generator() -> Iterator[Any]:
+    yield refuse_all()
+
+
+@asynccontextmanager
+async def wants_an_argument(_: object) -> AsyncGenerator[Any, None]:
+    yield refuse_all()
+
+
+@pytest.mark.parametrize(
+    "worker",
+    [
+        5,
+        "worker",
+        async_function,
+        async_generator,
+        generator,
+        object,
+        wants_an_argument,
+    ],
+)
+def test_a_worker_that_makes_no_context_manager_is_refused(worker: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"worker must be .*async context man"
+    ) as caught:
+        open_pool(1, worker=worker)
+    assert repr(worker) in str(caught.value)
+
+
+def test_a_worker_that_was_called_already_is_refused_and_the_fix_is_shown() -> None:
+    with pytest.raises(TypeError, match=r"worker must be .*without calling it"):
+        open_pool(1, worker=Doubler())  # type: ignore[call-overload]
+
+
+async def test_a_worker_that_returns_no_context_manager_is_refused_at_open() -> None:
+    with pytest.raises(TypeError, match=r"worker must be .*it returned 5"):
+        async with open_pool(1, worker=lambda: 5):  # type: ignore[call-overload]
+            pytest.fail("the block was entered")
+
+
+async def test_a_worker_that_gives_a_sync_handler_is_refused_at_open() -> None:
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Any, None]:
+        yield sync_handler
+
+    with pytest.raises(TypeError, match=r"worker.*sync_handler.*to_thread"):
+        async with open_pool(1, worker=worker):
+            pytest.fail("the block was entered")
+
+
+async def test_bad_options_of_a_job_are_refused_and_nothing_ran() -> None:
+    async with open_pool(1, double) as pool:
+        bad: list[tuple[dict[str, Any], type[Exception], str]] = [
+            ({"timeout": 0}, ValueError, r"timeout .*> 0, got 0"),
+            ({"timeout": -1.5}, ValueError, r"timeout .*> 0, got -1.5"),
+            ({"timeout": math.nan}, ValueError, r"timeout .*> 0, got nan"),
+            ({"timeout": "1"}, TypeError, r"timeout .*> 0, got '1'"),
+            ({"priority": 1.5}, TypeError, r"priority .*int.*got 1.5"),
+            ({"priority": "1"}, TypeError, r"priority .*int.*got '1'"),
+            ({"priority": True}, TypeError, r"priority .*int.*got True"),
+        ]
+        for options, kind, text in bad:
+            for call in (pool.process, pool.submit):
+                with pytest.raises(kind, match=text):
+                    await call(1, **options)
+            with pytest.raises(kind, match=text):
+                pool.submit_nowait(1, **options)
+            for batch in (pool.map, pool.settle):
+                with pytest.raises(kind, match=text):
+                    await batch([1], **options)
+            with pytest.raises(kind, match=text):
+                pool.stream([1], **options)
+        with pytest.raises(TypeError, match="prioritty"):
+            await pool.process(1, prioritty=1)  # type: ignore[call-arg]
+        assert counts(pool.statistics()) == {}
+
+
+async def test_bad_items_are_refused_and_nothing_ran() -> None:
+    async with open_pool(1, double) as pool:
+        for batch in (pool.map, pool.settle):
+            with pytest.raises(TypeError, match=r"items .*iterable.*got 5"):
+                await batch(5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"items .*iterable.*got 5"):
+            pool.stream(5)  # type: ignore[call-overload]
+        for ahead, kind in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
+            with pytest.raises(kind, match=f"ahead .*got {ahead}"):
+                pool.stream([1], ahead=ahead)  # type: ignore[arg-type]
+        assert counts(pool.statistics()) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+async def test_a_bad_size_in_resize_changes_nothing(
+    size: Any, kind: type[Exception]
+) -> None:
+    async with open_pool(2, double) as pool:
+        with pytest.raises(kind, match=f"size .*0 or more.*got {size!r}"):
+            await pool.resize(size)
+        assert pool.size == pool.statistics().workers == 2
+
+
+@pytest.mark.parametrize(
+    ("grace", "kind"), [(-1, ValueError), (math.nan, ValueError), ("1", TypeError)]
+)
+async def test_a_bad_grace_in_shutdown_closes_nothing(
+    grace: Any, kind: type[Exception]
+) -> None:
+    async with open_pool(1, double) as pool:
+        with pytest.raises(kind, match=f"grace .*>= 0, got {grace!r}"):
+            await pool.shutdown(grace=grace)
+        assert not pool.closed
+        assert await pool.process(1) == 2
+
+
+async def test_a_task_pool_refuses_what_is_no_async_function() -> None:
+    async with open_pool(1) as pool:
+        for job in (5, "double"):
+            with pytest.raises(TypeError, match="async_fn must be an async function"):
+                await pool.process(job)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="async_fn must be an async function"):
+                await pool.map(job, [1])  # type: ignore[arg-type]
+        # A coroutine is closed, so that nothing is left that was never awaited.
+        with pytest.raises(TypeError, match="pass the function and its arguments"):
+            await pool.process(double(1))  # type: ignore[arg-type]
+        assert counts(pool.statistics()) == {}

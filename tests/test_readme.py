@@ -1,0 +1,114 @@
+"""The README keeps its word: its programs run and print what it says."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trio_pool
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(*languages: str) -> list[tuple[int, str]]:
+    """Return the line and the text of every fenced block in these languages."""
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [
+        (README.count("\n", 0, match.start(2)), match[2])
+        for match in found
+        if match[1] in languages
+    ]
+
+
+PROGRAMS = blocks("python")
+COMMANDS = [line for _, text in blocks("console", "sh") for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("line", "program"),
+    [pytest.param(*block, id=f"line {block[0]}") for block in PROGRAMS],
+)
+def test_each_program_prints_what_it_says(
+    line: int,
+    program: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each on its own, on a clock that jumps over every sleep."""
+
+    @functools.wraps(trio.run)
+    def run(*args: object) -> object:
+        return real_run(*args, clock=MockClock(autojump_threshold=0))
+
+    real_run = trio.run
+    monkeypatch.setattr(trio, "run", run)
+    for variable in os.environ:
+        if variable.startswith("POOL_"):
+            monkeypatch.delenv(variable)
+    # Blank lines first, so that a traceback names the line in the README.
+    code = compile("\n" * line + program, ROOT / "README.md", "exec")
+    with monkeypatch.context() as patch:
+        # A program may set variables: they are undone with these.
+        patch.setattr(os, "environ", dict(os.environ))
+        exec(code, {"__name__": "__main__"})
+    expected = re.findall(r"# prints: (.*)$", program, re.MULTILINE)
+    assert expected, "a program without a word on what it prints"
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_the_readme_has_a_program_for_every_way_to_use_a_pool() -> None:
+    """A name that is used nowhere would be missed here."""
+    text = "".join(program for _, program in PROGRAMS)
+    for name in vars(trio_pool.Pool):
+        if not name.startswith("_"):
+            assert f"pool.{name}(" in text, name
+
+
+def test_the_programs_import_only_public_names() -> None:
+    for _, program in PROGRAMS:
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.ImportFrom) and node.module == "trio_pool":
+                for alias in node.names:
+                    assert hasattr(trio_pool, alias.name), alias.name
+
+
+def test_its_commands_are_sessions_of_the_noxfile() -> None:
+    noxfile = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    sessions = {
+        node.name
+        for node in noxfile.body
+        if isinstance(node, ast.FunctionDef)
+        and any("nox.session" in ast.unparse(mark) for mark in node.decorator_list)
+    }
+    assert COMMANDS == ["python3 noxfile.py demo", "python3 noxfile.py tests"]
+    for command in COMMANDS:
+        assert command.split()[2] in sessions
+
+
+def test_every_file_that_it_names_exists() -> None:
+    named = re.findall(r"\b(?:examples|benchmarks)/\w+\.py\b", README)
+    assert {"examples/checksums.py", "benchmarks/compare.py"} <= set(named)
+    for name in named:
+        assert (ROOT / name).is_file(), name
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_options_and_errors_it_names_exist() -> None:
+    """Every word in code marks that looks like an error, and every variable."""
+    words = set(re.findall(r"`(\w+)`", README))
+    for word in words:
+        if re.match(r"(Job|Pool|Worker|Backlog)[A-Z]\w+$", word):
+            assert hasattr(trio_pool, word), word
+    config = trio_pool.PoolConfig.from_env("X_", {"X_SIZE": "3", "X_NAME": "x"})
+    for word in words:
+        if word.isupper():
+            assert hasattr(config, word.lower()), word
