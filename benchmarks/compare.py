@@ -90,35 +90,32 @@ async def time_once(
         return (perf_counter() - start) / jobs * 1e6
 
 
-ACTS: list[tuple[str, Any, Any, int, dict[str, Opener]]] = [
-    (
-        f"process, {callers} caller{'s' * (callers > 1)}, {label}",
-        call_in_turn,
-        handler,
-        callers,
-        {
-            "trio_pool": our_process,
-            "floor": twins.floor_process,
-            "channel + reply channel": twins.channel_process,
-            "trio_pool, timeout on": our_timed_process,
-        },
-    )
-    for callers in (1, 64)
-    for label, handler in (("no-op", no_op), ("one checkpoint", one_checkpoint))
-] + [
-    (
-        f"map, {label}",
-        call_map,
-        handler,
-        1,
-        {
-            "trio_pool": our_map,
-            "floor": twins.floor_map,
-            "channel + reply channel": twins.channel_map,
-        },
-    )
-    for label, handler in (("no-op", no_op), ("one checkpoint", one_checkpoint))
-]
+Act = tuple[str, Any, Any, int, dict[str, Opener]]
+
+HANDLERS = (("no-op", no_op), ("one checkpoint", one_checkpoint))
+
+
+def acts() -> list[Act]:
+    """List what is measured, and the contenders of each."""
+    process: dict[str, Opener] = {
+        "trio_pool": our_process,
+        "floor": twins.floor_process,
+        "channel + reply channel": twins.channel_process,
+        "trio_pool, timeout on": our_timed_process,
+    }
+    mapping: dict[str, Opener] = {
+        "trio_pool": our_map,
+        "floor": twins.floor_map,
+        "channel + reply channel": twins.channel_map,
+    }
+    found: list[Act] = []
+    for callers in (1, 64):
+        for label, handler in HANDLERS:
+            name = f"process, {callers} caller{'s' * (callers > 1)}, {label}"
+            found.append((name, call_in_turn, handler, callers, process))
+    for label, handler in HANDLERS:
+        found.append((f"map, {label}", call_map, handler, 1, mapping))
+    return found
 
 
 def main() -> None:
@@ -130,7 +127,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, trio {trio.__version__}")
     print(f"{options.jobs} jobs a round, {options.rounds} rounds, 8 workers\n")
     print(f"{'act':40}{'contender':26}{'min us':>8}{'median':>8}{'ours/it':>9}")
-    for name, act, handler, callers, contenders in ACTS:
+    for name, act, handler, callers, contenders in acts():
         times: dict[str, list[float]] = {label: [] for label in contenders}
         for _ in range(options.rounds):
             for label, opener in contenders.items():

@@ -32,7 +32,7 @@ from ._pool import open_pool as open_pool
 from .streams import Stream as Stream
 
 # Tracebacks, pickles and documentation show the public names.
+_public: object
 for _public in list(globals().values()):
     if getattr(_public, "__module__", "").startswith("trio_pool._"):
         _public.__module__ = __name__
-del _public

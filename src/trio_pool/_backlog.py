@@ -99,7 +99,7 @@ class Line:
             level = self._levels[priorities[at]]
             while level:
                 entry = level.popleft()
-                if entry.__class__ is Batch:
+                if isinstance(entry, Batch):
                     if entry.hungry:
                         level.append(entry)
                         return entry
@@ -126,9 +126,9 @@ class Line:
                 level.popleft()
                 self._gone -= 1
             for entry in level:
-                if entry.__class__ is not Batch and entry.waiting:
+                if not isinstance(entry, Batch) and entry.waiting:
                     if found is None or entry.id < found.id:
-                        found = entry  # type: ignore[assignment]
+                        found = entry
                     break
         return found
 
@@ -155,23 +155,28 @@ class Line:
         return self.count > 0 or (
             self.batches > 0
             and any(
-                entry.__class__ is Batch and entry.hungry
+                isinstance(entry, Batch) and entry.hungry
                 for level in self._levels.values()
                 for entry in level
             )
         )
 
-    def drain(self) -> list[Job]:
-        """Empty the line; return the jobs that were in it, in order."""
-        jobs: list[Job] = []
-        for priority in reversed(self._priorities):
-            for entry in self._levels[priority]:
-                if entry.__class__ is not Batch and entry.waiting:
-                    jobs.append(entry)  # type: ignore[arg-type]
+    def jobs(self) -> list[Job]:
+        """List the jobs in line, in order."""
+        return [
+            entry
+            for priority in reversed(self._priorities)
+            for entry in self._levels[priority]
+            if not isinstance(entry, Batch) and entry.waiting
+        ]
+
+    def clear(self) -> None:
+        """Let everything in line leave."""
+        for level in self._levels.values():
+            for entry in level:
                 entry.waiting = False
         self._plain = deque()
         self._top = self._plain
         self._levels = {0: self._plain}
         self._priorities = [0]
         self.count = self.batches = self._gone = 0
-        return jobs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
 
 import trio
@@ -22,7 +24,7 @@ from ._job import Job
 from ._trio import WAKE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
     from contextvars import Context
 
     from trio.lowlevel import Task
@@ -48,6 +50,11 @@ class Sink(Protocol):
 def _advance(iterator: Iterator[Any]) -> Any:
     """Take an item from the user's iterator, which Ctrl-C may interrupt."""
     return next(iterator)
+
+
+@disable_ki_protection
+async def _advance_async(iterator: AsyncIterator[Any]) -> Any:
+    return await anext(iterator)
 
 
 # Iterators that run nobody's code need no place for Ctrl-C to land.
@@ -147,7 +154,16 @@ class Batch:
         self.iterator = iterator
         if type(iterator) in _PLAIN:
             self.advance = next
+        else:
+            # In a context of its own: what it sets is no job's business.
+            run = self.context.copy().run
+            self.advance = partial(run, _advance)  # type: ignore[call-arg]
         self._look()
+
+    def run_dry(self) -> None:
+        """The source has said that it is at its end; do not ask it again."""
+        self.iterator = iter(())
+        self.advance = next
 
     def is_alone(self) -> bool:
         """Say whether a worker may just go on with this batch's next item."""
@@ -215,7 +231,7 @@ class Batch:
         else:
             self._sink.answer(job)
         if not self.keeps:
-            job.input = job.value = None
+            job.input = job.value = job.error = job.traceback = None
         if not self.live and self.exhausted:
             self._end()
 
@@ -277,19 +293,23 @@ class Batch:
         """Pull items from an async iterable in this task, a few ahead."""
         if self.exhausted:
             return
+        iterator = aiter(items)
         with trio.CancelScope() as self._feeding:
             try:
-                async for item in items:
-                    if self.exhausted:
-                        break
+                while not self.exhausted:
+                    item = await _advance_async(iterator)
                     self._queue.append(item)
                     self._look()
                     await self._wait_for_need()
+            except StopAsyncIteration:
+                self._run_out_of_feed()
             except Exception as error:
                 self.source_error = error
                 self.stop()
-            else:
-                self._run_out_of_feed()
+            finally:
+                # Left to the garbage collector, its cleanup would be cut off.
+                if isinstance(iterator, AsyncGenerator):
+                    await iterator.aclose()
 
     async def _wait_for_need(self) -> None:
         width = max(1, self.supervisor.wanted)

@@ -37,6 +37,9 @@ class JobState(enum.Enum):
 
 _LIVE = (JobState.DELAYED, JobState.QUEUED, JobState.RUNNING)
 
+UNHEARD = (JobState.FAILED, JobState.TIMED_OUT, JobState.LOST)
+"""How a job ends with an error that somebody has to hear."""
+
 
 @final
 class WorkerState(enum.Enum):
@@ -193,8 +196,10 @@ class HookCalls:
         for listener in tuple(self._found[name]):
             try:
                 listener(event)
-            except Exception:
-                self._found[name].remove(listener)
+            except BaseException:
+                # Not even an exit: the caller of the job waits to be woken.
+                if listener in self._found[name]:
+                    self._found[name].remove(listener)
                 log.exception("the hook %s raised and is not called again", name)
 
 

@@ -78,6 +78,18 @@ def _check_choice(kind: object) -> _Check:
     return validate
 
 
+def _check_factor(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    check_seconds("factor", value, zero=False, infinite=False)
+    if value < 1:
+        raise ValueError(refuse(field.name, value, "a number >= 1"))
+
+
+def _check_jitter(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    check_seconds("jitter", value)
+    if value > 1:
+        raise ValueError(refuse(field.name, value, "a number from 0 to 1"))
+
+
 def _check_backoff(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
     if not callable(value):
         expected = "a Backoff or a callable (attempt) -> seconds"
@@ -110,11 +122,11 @@ def _check_types(_: object, field: "attrs.Attribute[Any]", value: object) -> Non
         raise TypeError(refuse(field.name, value, expected))
 
 
-def _as_tuple(value: object) -> object:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
-def _as_types(value: object) -> object:
+def _as_types(value: Any) -> Any:
     return (value,) if isinstance(value, type) else _as_tuple(value)
 
 
@@ -133,24 +145,12 @@ class Backoff:
         default=0.1, validator=_valid(check_seconds, infinite=False)
     )
     """Seconds of the first wait."""
-    factor: float = attrs.field(default=2.0)
+    factor: float = attrs.field(default=2.0, validator=_check_factor)
     """What each wait is multiplied by to give the next; 1 or more."""
     maximum: float = attrs.field(default=30.0, validator=_valid(check_seconds))
     """Seconds that no wait exceeds."""
-    jitter: float = attrs.field(default=0.5)
+    jitter: float = attrs.field(default=0.5, validator=_check_jitter)
     """The share of a wait, 0 to 1, that chance may take off."""
-
-    @factor.validator
-    def _check_factor(self, _: object, value: object) -> None:
-        check_seconds("factor", value, zero=False, infinite=False)
-        if self.factor < 1:
-            raise ValueError(refuse("factor", value, "a number >= 1"))
-
-    @jitter.validator
-    def _check_jitter(self, _: object, value: object) -> None:
-        check_seconds("jitter", value)
-        if self.jitter > 1:
-            raise ValueError(refuse("jitter", value, "a number from 0 to 1"))
 
     def __call__(
         self, attempt: int, draw: Callable[[], float] = random.random

@@ -20,6 +20,7 @@ from typing import (
     overload,
 )
 
+import trio
 from trio.lowlevel import (
     Abort,
     cancel_shielded_checkpoint,
@@ -116,11 +117,13 @@ class _Handle:
 
         What runs goes on. Closing the pool resumes it.
         """
+        self._supervisor.check_thread()
         self._supervisor.pause()
 
     @enable_ki_protection
     def resume(self) -> None:
         """Let workers take jobs again, after `pause`."""
+        self._supervisor.check_thread()
         self._supervisor.resume()
 
     async def join(self) -> None:
@@ -571,18 +574,18 @@ def open_pool(
       ExceptionGroup: out of the block, of failures that nobody read.
     """
     config = make_config(size, options)
-    pool: Pool[Any, Any] | TaskPool
     if handler is not None:
         if worker is not None:
             raise TypeError("give either a handler or worker=, not both")
         check_handler("handler", handler)
-        pool = Pool(Supervisor(config, _constant(handler), call_handler))
+        supervisor = Supervisor(config, _constant(handler), call_handler)
     elif worker is not None:
         _check_factory(worker)
-        pool = Pool(Supervisor(config, worker, call_handler))
+        supervisor = Supervisor(config, worker, call_handler)
     else:
-        pool = TaskPool(Supervisor(config, _constant(_no_handler), call_function))
-    return _run_pool(pool)
+        supervisor = Supervisor(config, _constant(_no_handler), call_function)
+        return _run_pool(TaskPool(supervisor), supervisor)
+    return _run_pool(Pool[Any, Any](supervisor), supervisor)
 
 
 async def _no_handler(_: object) -> None:
@@ -635,8 +638,10 @@ def _check_factory(worker: Any) -> None:
 
 
 @asynccontextmanager
-async def _run_pool(pool: AnyPool) -> AsyncGenerator[AnyPool, None]:
-    supervisor = pool._supervisor  # noqa: SLF001
+async def _run_pool(
+    pool: AnyPool, supervisor: Supervisor
+) -> AsyncGenerator[AnyPool, None]:
+    supervisor.prepare()
     error: BaseException | None = None
     try:
         async with open_bare_nursery() as nursery:
@@ -676,15 +681,16 @@ def _leave(
         for other in unheard:
             log.error("nobody read the reply of a failed job", exc_info=other)
     if failure is not None:
-        # The pool's own failure, even where the body fell with it: an error
-        # of the pool that the body heard is no news.
-        if (
-            error is not None
-            and not isinstance(error, PoolError)
-            and isinstance(failure, PoolBroken)
-        ):
+        # The pool's own failure, even where the block fell with it: that it
+        # was cancelled, or heard an error of the pool, is no news.
+        news = error
+        if isinstance(error, BaseExceptionGroup):
+            news = error.split((trio.Cancelled, PoolError))[1]
+        elif isinstance(error, (trio.Cancelled, PoolError)):
+            news = None
+        if news is not None and isinstance(failure, PoolBroken):
             message = f"pool {config.name!r} is broken, and its block failed"
-            raise BaseExceptionGroup(message, [error, failure])
+            raise BaseExceptionGroup(message, [news, failure])
         raise failure
     if error is not None:
         raise_caught(error, error.__traceback__)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 import trio
@@ -26,6 +26,7 @@ from ._errors import (
     WrongThread,
 )
 from ._events import (
+    UNHEARD,
     HookCalls,
     JobChanged,
     JobState,
@@ -71,8 +72,6 @@ _HOOKS = {
     JobState.CANCELLED: "on_job_cancel",
     JobState.DROPPED: "on_job_drop",
 }
-
-_UNHEARD = (JobState.FAILED, JobState.TIMED_OUT, JobState.LOST)
 
 
 @final
@@ -205,20 +204,28 @@ class Supervisor:
 
     def _overflow(self, job: Job, wait: bool) -> bool:
         drop = self.config.overflow == "drop_oldest"
-        if not drop and (not wait or self.config.overflow == "reject"):
-            raise BacklogFull(self.config.name, self.max_backlog)
         if wait and trio.current_effective_deadline() == -math.inf:
             return False
-        self.change += 1
-        if drop:
-            self._queue(job)
+        if not drop and (not wait or self.config.overflow == "reject"):
+            raise BacklogFull(self.config.name, self.max_backlog)
+        if not drop:
+            self.change += 1
+            self.room.push(job)
+            return True
+        while self.line.count >= self.max_backlog:
             # With no room at all the newest is the oldest waiting job too.
             oldest = self.line.oldest()
-            if oldest is not None:
-                oldest.error = JobDropped(oldest.id, False, 0, None)
-                self.end(oldest, JobState.DROPPED)
-            return job.error is None
-        self.room.push(job)
+            if oldest is None:
+                self.accepted += 1
+                oldest = job
+            oldest.error = JobDropped(oldest.id, False, 0, None)
+            self.end(oldest, JobState.DROPPED)
+            if oldest is job:
+                return False
+            if self.closed:
+                # By a hook that heard of the drop.
+                raise self.refusal()
+        self._queue(job)
         return True
 
     def _queue(self, job: Job) -> None:
@@ -232,10 +239,9 @@ class Supervisor:
     def _admit(self) -> None:
         """Let in the first callers that wait for room, while there is some."""
         while self.room.count and self.line.count < self.max_backlog:
-            job = self.room.pop()
-            assert job is not None
-            self._let_in(job)  # type: ignore[arg-type]
-            self._queue(job)  # type: ignore[arg-type]
+            job = cast("Job", self.room.pop())
+            self._let_in(job)
+            self._queue(job)
 
     def _let_in(self, job: Job) -> None:
         # The caller of submit has only waited for this; it wakes with a reply.
@@ -248,36 +254,36 @@ class Supervisor:
             return None
         while True:
             entry = self.line.pop()
+            new = True
             if entry is None:
                 if not self.room.count:
                     return None
-                job: Job | None = self.room.pop()  # type: ignore[assignment]
-                assert job is not None
+                job = cast("Job", self.room.pop())
                 self._let_in(job)
                 self.accepted += 1
-                if self.watched:
-                    job.state = _QUEUED
-                    self.tell_job("on_job_queue", job)
-            elif entry.__class__ is Batch:
-                job = entry.take(worker)  # type: ignore[union-attr]
-                if job is None:
+            elif isinstance(entry, Batch):
+                taken = entry.take(worker)
+                if taken is None:
                     continue
+                job = taken
                 self.accepted += 1
-                if self.idle:
+            else:
+                job = entry
+                new = False
+            self.running += 1
+            job.state = _RUNNING
+            job.worker = worker
+            worker.job = job
+            # The books are right again before anything else may look at them.
+            if new:
+                if self.idle and job.batch is not None:
                     # Waking the others two by two reaches all soon, and only
                     # as many as there are items for.
                     self._rouse(2)
                 if self.watched:
-                    job.state = _QUEUED
                     self.tell_job("on_job_queue", job)
-            else:
-                job = entry  # type: ignore[assignment]
-                if self.room.count:
-                    self._admit()
-            self.running += 1
-            job.state = _RUNNING  # type: ignore[union-attr]
-            job.worker = worker  # type: ignore[union-attr]
-            worker.job = job
+            elif self.room.count:
+                self._admit()
             return job
 
     def rest(self, worker: Worker) -> None:
@@ -322,6 +328,9 @@ class Supervisor:
 
     def end(self, job: Job, state: JobState) -> None:
         """End an accepted job, wherever it is, and tell who waits for it."""
+        if job.state in self.ended:
+            # A hook that heard of another end has ended this one meanwhile.
+            return
         if job.state is _RUNNING:
             self.running -= 1
             worker = job.worker
@@ -340,7 +349,7 @@ class Supervisor:
             job.batch.answer(job)
         else:
             # A process has a caller that hears the error; a submit may not.
-            if state in _UNHEARD and job.caller is None and not job.readers:
+            if state in UNHEARD and job.caller is None and not job.readers:
                 self.unheard[job] = None
             job.wake()
         if self.room.count and not self.stopping:
@@ -455,6 +464,17 @@ class Supervisor:
             self._enter()
         self._staff()
 
+    def worker_leaves(self, worker: Worker) -> None:
+        """A worker takes no more jobs and begins its cleanup, however long."""
+        self.wake_up(worker)
+        worker.state = WorkerState.STOPPING
+        job = worker.job
+        if job is not None and not job.attempts and not self.stopping:
+            self._settle_leftover(job, None)
+        if self.line.has_work():
+            # It may have been woken for what waits there.
+            self._rouse(1)
+
     def worker_gone(
         self, worker: Worker, crash: BaseException | None, trouble: BaseException | None
     ) -> None:
@@ -536,17 +556,21 @@ class Supervisor:
     # ------------------------------------------------------------------
     # The control path.
 
+    def prepare(self) -> None:
+        """Belong to this trio run and thread from now on, and take jobs."""
+        self.clock = trio.lowlevel.current_clock().current_time
+        self.thread = get_ident()
+        self.closed = False
+
     @enable_ki_protection
     async def run(self, body: trio.CancelScope) -> None:
         """Keep the wanted workers and the timers until the pool stops."""
         self._body = body
-        self.clock = trio.lowlevel.current_clock().current_time
-        self.thread = get_ident()
-        self.closed = False
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:
-                    for _ in range(self.wanted):
+                    # A block that was cancelled at its door has ended us already.
+                    for _ in range(0 if self.stopping else self.wanted):
                         self._hire(nursery)
                     if not self.workers:
                         self._enter()
@@ -642,7 +666,10 @@ class Supervisor:
         if not self._is_open:
             # Opening fails by the first setup that fails.
             if self.open_error is None:
-                self.open_error = gone.error
+                self.open_error = gone.error or RuntimeError(
+                    f"worker {worker.id} of pool {self.config.name!r} ended while "
+                    "the others were being set up"
+                )
                 self.cancel()
                 self.opened.set()
             del self.workers[worker.id]
@@ -692,7 +719,12 @@ class Supervisor:
         """Hire or retire until as many stay as are wanted."""
         target = 0 if self._retired() else self.wanted
         staying = [w for w in self.workers.values() if not w.retiring]
-        for _ in range(target - len(staying)):
+        # Those that were to leave after their job can as well stay; and nobody
+        # comes before another has gone, as both would run jobs meanwhile.
+        for worker in self.workers.values():
+            if worker.retiring and len(staying) < target and worker.stay():
+                staying.append(worker)
+        for _ in range(target - len(self.workers)):
             self._hire(nursery)
         surplus = len(staying) - target
         if surplus > 0:
@@ -752,7 +784,6 @@ class Supervisor:
 
     def pause(self) -> None:
         """Let workers take no more jobs."""
-        self.check_thread()
         if self.closed:
             raise self.refusal()
         if not self.paused:
@@ -762,11 +793,11 @@ class Supervisor:
 
     def resume(self) -> None:
         """Let workers take jobs again."""
-        self.check_thread()
         if self.paused:
             self.paused = False
             self.resting, self.idle = self.idle, self.resting
-            self._rouse(self.line.count + self.room.count or self.line.has_work())
+            waiting = self.line.count + self.room.count
+            self._rouse(math.inf if self.line.batches else waiting)
 
     def _is_drained(self) -> bool:
         return not self.running and not self.line.has_work()
@@ -788,7 +819,7 @@ class Supervisor:
         self.check_thread()
         if self._is_drained():
             await trio.lowlevel.checkpoint()
-        else:
+        while not self._is_drained():
             await self._park_until_drained()
         if isinstance(self.failure, PoolBroken):
             raise self._broken(None)
@@ -808,14 +839,18 @@ class Supervisor:
 
     def _refuse_waiting(self) -> None:
         """Tell those who wait for room that they will not get in."""
-        for job in self.room.drain():
+        for job in self.room.jobs():
+            self.room.discard(job)
             job.error = self.refusal()
             job.wake()
 
     def _end_waiting(self) -> None:
-        """End every queued job, as none will run any more."""
-        for job in self.line.drain():
+        """End all that waits, as none of it will run any more."""
+        for job in self.line.jobs():
             self.end_stopped(job)
+        for batch in tuple(self.batches):
+            batch.stop(self.refusal())
+        self.line.clear()
 
     def let_go(self) -> None:
         """Have the workers leave, as every job has ended."""
@@ -836,9 +871,6 @@ class Supervisor:
         self.change += 1
         self._refuse_waiting()
         self._end_waiting()
-        error = self.refusal()
-        for batch in tuple(self.batches):
-            batch.stop(error)
         self._life.cancel(reason=f"trio_pool: pool {self.config.name!r} stops")
         self._drained.unpark_all()
         self._staffed.unpark_all()

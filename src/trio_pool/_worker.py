@@ -164,6 +164,12 @@ class Worker:
         if self.state is WorkerState.STARTING and self._life is not None:
             self._life.cancel(reason="trio_pool: the worker is not wanted any more")
 
+    def stay(self) -> bool:
+        """Take back `retire`, if it is not too late."""
+        if self.state is WorkerState.BUSY:
+            self.retiring = False
+        return not self.retiring
+
     # The actor.
 
     @enable_ki_protection
@@ -187,7 +193,9 @@ class Worker:
                     try:
                         await self.serve(handler)
                     finally:
-                        self.state = WorkerState.STOPPING
+                        # A worker that never got ready has nothing to leave.
+                        if self.state is not WorkerState.STARTING:
+                            supervisor.worker_leaves(self)
                         # The worker's own cleanup sees the worker's context.
                         self.task.context = self._base
                         await cancel_shielded_checkpoint()
@@ -246,8 +254,9 @@ class Worker:
                             if self.retiring:
                                 return
                             supervisor.rest(self)
-                            # An idle worker keeps no caller's context alive.
+                            # An idle worker keeps nothing of a caller alive.
                             task.context = self._base
+                            self.ticket = live = context = batch = None
                             await self._wait_for_mail()
                             points = task._schedule_points
                             rested = 0.0
@@ -328,6 +337,8 @@ class Worker:
         call = supervisor.call
         next_id = supervisor.next_id
         advance, iterator, values = batch.advance, batch.iterator, batch.values
+        assert iterator is not None
+        assert values is not None
         context = batch.context
         empty = not context
         points = task._schedule_points
@@ -356,6 +367,7 @@ class Worker:
             try:
                 item = advance(iterator)
             except StopIteration:
+                batch.run_dry()
                 return
             except BaseException as error:
                 batch.source_error = error
@@ -403,13 +415,16 @@ class Worker:
         """Decide what an error of a handler means, and answer."""
         job.traceback = _below_call(error.__traceback__)
         supervisor = self.supervisor
+        rest: BaseException | None = error
         try:
-            rest: BaseException | None = error
-            if isinstance(error, BaseExceptionGroup):
-                interrupts, _ = error.split(KeyboardInterrupt)
+            if isinstance(error, BaseExceptionGroup) and not isinstance(
+                error, ExceptionGroup
+            ):
+                # Only a split that takes something out: it makes new objects.
+                interrupts = error.subgroup(KeyboardInterrupt)
                 if interrupts is not None:
                     rest = _first_leaf(interrupts)
-                else:
+                elif error.subgroup(trio.Cancelled) is not None:
                     _, rest = error.split(trio.Cancelled)
             elif isinstance(error, trio.Cancelled):
                 rest = None

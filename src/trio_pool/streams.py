@@ -23,8 +23,8 @@ from trio.lowlevel import (
 )
 
 from ._batch import Batch
-from ._errors import PoolBroken
-from ._events import JobState, Settled
+from ._errors import JobCancelled, PoolBroken
+from ._events import UNHEARD, JobState, Settled
 from ._job import outcome_of, raise_caught
 from ._nursery import open_bare_nursery
 from ._policy import refuse
@@ -122,13 +122,19 @@ async def map_items(
         if not sink.failures:
             raise
         cancelled = error
-    failures = sink.failures
+    # Where something has failed, it is no news that others were called off.
+    failures = [
+        error for error in sink.failures if not isinstance(error, JobCancelled)
+    ] or sink.failures
     if batch.source_error is not None:
         failures = [*failures, batch.source_error]
         if len(failures) == 1:
             raise_caught(batch.source_error, batch.source_error.__traceback__)
-    if batch.pool_error is not None and (
-        batch.cut or isinstance(batch.pool_error, PoolBroken)
+    # The end of the pool hides no failure that came before it.
+    if (
+        batch.pool_error is not None
+        and (batch.cut or isinstance(batch.pool_error, PoolBroken))
+        and all(isinstance(e, (PoolBroken, JobCancelled)) for e in failures)
     ):
         raise batch.pool_error
     if failures:
@@ -278,7 +284,7 @@ class _Window:
     def leave(self) -> None:
         """Hand the failures that were not read to the pool, and forget the rest."""
         for job in self._ready.values():
-            if job.error is not None:
+            if job.state in UNHEARD:
                 self.batch.supervisor.unheard[job] = None
         self._ready.clear()
         self._order.clear()
