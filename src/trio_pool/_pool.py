@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 _DONE = JobState.DONE
+
+# The default priority, known by identity: 0.0 and False have to be refused.
+_PLAIN = 0
 Args = TypeVarTuple("Args")
 AnyPool = TypeVar("AnyPool", bound="_Handle")
 
@@ -232,7 +235,7 @@ class Pool(_Handle, Generic[In, Out]):
         """
         supervisor = self._supervisor
         job = Job(supervisor, supervisor.next_id(), job_input, copy_context())
-        if timeout is not None or priority or self._timed:
+        if timeout is not None or priority is not _PLAIN or self._timed:
             self._set_options(job, timeout, priority)
         if supervisor.accept(job, True):
             job.caller = task = current_task()

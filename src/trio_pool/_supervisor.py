@@ -213,15 +213,12 @@ class Supervisor:
             self.room.push(job)
             return True
         while self.line.count >= self.max_backlog:
-            # With no room at all the newest is the oldest waiting job too.
             oldest = self.line.oldest()
             if oldest is None:
-                self.accepted += 1
-                oldest = job
+                self._drop_at_once(job)
+                return False
             oldest.error = JobDropped(oldest.id, False, 0, None)
             self.end(oldest, JobState.DROPPED)
-            if oldest is job:
-                return False
             if self.closed:
                 # By a hook that heard of the drop.
                 raise self.refusal()
@@ -235,6 +232,17 @@ class Supervisor:
         self.line.push(job)
         if self.watched:
             self.tell_job("on_job_queue", job)
+
+    def _drop_at_once(self, job: Job) -> None:
+        # With no room at all the newest is the oldest waiting job too; but
+        # not for a moment may it be seen waiting.
+        self.accepted += 1
+        job.error = JobDropped(job.id, False, 0, None)
+        job.state = JobState.DROPPED
+        self.ended[JobState.DROPPED] += 1
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+            self.tell_job("on_job_drop", job)
 
     def _admit(self) -> None:
         """Let in the first callers that wait for room, while there is some."""
