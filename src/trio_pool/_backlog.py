@@ -29,11 +29,11 @@ class Line:
     __slots__ = (
         "_gone",
         "_levels",
-        "_plain",
         "_priorities",
         "_top",
         "batches",
         "count",
+        "plain",
     )
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Line:
         """Jobs in line, not counting those still inside batches."""
         self.batches = 0
         """Batches in line; one may have nothing more to give."""
-        self._plain: deque[_Entry] = deque()
-        self._top = self._plain
-        self._levels = {0: self._plain}
+        self.plain: deque[_Entry] = deque()
+        self._top = self.plain
+        self._levels = {0: self.plain}
         self._priorities = [0]
         self._gone = 0
 
@@ -62,7 +62,7 @@ class Line:
         if job.priority:
             self._level(job.priority).append(job)
         else:
-            self._plain.append(job)
+            self.plain.append(job)
 
     def push_front(self, job: Job) -> None:
         """Put back a job that was taken and not started."""
@@ -147,7 +147,7 @@ class Line:
         for priority, level in self._levels.items():
             self._levels[priority] = deque(entry for entry in level if entry.waiting)
         self._top = self._levels[self._priorities[-1]]
-        self._plain = self._levels[0]
+        self.plain = self._levels[0]
         self._gone = 0
 
     def has_work(self) -> bool:
@@ -175,8 +175,8 @@ class Line:
         for level in self._levels.values():
             for entry in level:
                 entry.waiting = False
-        self._plain = deque()
-        self._top = self._plain
-        self._levels = {0: self._plain}
+        self.plain = deque()
+        self._top = self.plain
+        self._levels = {0: self.plain}
         self._priorities = [0]
         self.count = self.batches = self._gone = 0

@@ -83,6 +83,7 @@ class Batch:
         "ended_early",
         "exhausted",
         "fn",
+        "handed",
         "hungry",
         "iterator",
         "keeps",
@@ -122,6 +123,8 @@ class Batch:
         self.hungry = False
         self.taken = 0
         """Items taken so far: the index of the next one."""
+        self.handed = 0
+        """Those of them that went through `take`; the rest were pulled."""
         self.stop_at = stop_at
         """The index that must not be taken before the reader has moved on."""
         self.live = 0
@@ -159,6 +162,11 @@ class Batch:
             run = self.context.copy().run
             self.advance = partial(run, _advance)  # type: ignore[call-arg]
         self._look()
+
+    @property
+    def pulled(self) -> int:
+        """Items that a worker has taken and finished without asking anyone."""
+        return self.taken - self.handed
 
     def run_dry(self) -> None:
         """The source has said that it is at its end; do not ask it again."""
@@ -206,10 +214,11 @@ class Batch:
             job.attempts = 0
             job.error = job.traceback = None
             job.overdue = False
-        job.id = self.supervisor.next_id()
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = self.taken
+        job.name()
         self.taken += 1
+        self.handed += 1
         self.live += 1
         if self.taken >= self.stop_at or not (self.iterator or self._queue):
             self.hungry = False

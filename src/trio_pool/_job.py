@@ -44,6 +44,7 @@ class Job:
     overdue = False
     started_at = 0.0
     index = 0
+    named = -1
     batch: Batch | None = None
     caller: Task | None = None
     raise_cancel: Callable[[], NoReturn] | None = None
@@ -70,6 +71,13 @@ class Job:
         """The item of a batch that this job is about."""
         assert self.batch is not None
         return self.input if self.batch.fn is None else self.input[1][0]
+
+    def name(self) -> int:
+        """Return the id, which an item of a batch gets when it is asked for."""
+        if self.batch is not None and self.named != self.index:
+            self.named = self.index
+            self.id = self.supervisor.next_id()
+        return self.id
 
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
         """Trio wants the caller of ``process`` back: withdraw, or cancel the run."""

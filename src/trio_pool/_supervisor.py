@@ -114,7 +114,7 @@ class Supervisor:
         self.running = 0
         self.done = 0
         self.pulled = 0
-        """Jobs accepted and done on top, by workers that went on with a map."""
+        """Items of ended batches that `Worker._pull` took and finished."""
         self.change = 0
         """Counts what such a worker must stop and look at."""
         self.ended = dict.fromkeys((s for s in JobState if s.terminal), 0)
@@ -148,7 +148,7 @@ class Supervisor:
         self._armed = math.inf
         self._tell, self._hear = trio.open_memory_channel["_Gone | None"](math.inf)
         self._drained = ParkingLot()
-        self._joining = 0
+        self.joining = 0
         """Tasks parked there: asking the lot itself costs more, on every job."""
         self._staffed = ParkingLot()
         self._closing: _Closing | None = None
@@ -196,7 +196,13 @@ class Supervisor:
             self.accepted += 1
             self.change += 1
             job.state = _QUEUED
-            line.push(job)
+            if job.priority:
+                line.push(job)
+            else:
+                # `Line.push` in the step where most jobs are that come here.
+                job.waiting = True
+                line.count += 1
+                line.plain.append(job)
         if self.watched:
             self.tell_job("on_job_queue", job)
             return job.error is None
@@ -331,7 +337,7 @@ class Supervisor:
             job.batch.answer(job)
         elif job.readers:
             job.wake()
-        if self._joining:
+        if self.joining:
             self.check_drained()
 
     def end(self, job: Job, state: JobState) -> None:
@@ -362,7 +368,7 @@ class Supervisor:
             job.wake()
         if self.room.count and not self.stopping:
             self._admit()
-        if self._joining:
+        if self.joining:
             self.check_drained()
 
     def _let_rest(self, worker: Worker) -> None:
@@ -434,13 +440,18 @@ class Supervisor:
         self.line.push_batch(batch)
         self._rouse(1)
 
+    def forget(self, batch: Batch) -> None:
+        """Close the books of a batch that has ended."""
+        del self.batches[batch]
+        self.pulled += batch.pulled
+
     def cancel_batch(self, batch: Batch) -> None:
         """Cancel every running item of a batch."""
         self.change += 1
         for worker in self.workers.values():
             if worker.job is not None and worker.job.batch is batch:
                 worker.cancel_job("trio_pool: the rest of a batch was called off")
-        if self._joining:
+        if self.joining:
             self.check_drained()
 
     def tell_job(self, hook: str, job: Job) -> None:
@@ -811,15 +822,15 @@ class Supervisor:
         return not self.running and not self.line.has_work()
 
     async def _park_until_drained(self) -> None:
-        self._joining += 1
+        self.joining += 1
         try:
             await self._drained.park()
         finally:
-            self._joining -= 1
+            self.joining -= 1
 
     def check_drained(self) -> None:
         """Tell those who wait for the last accepted job, if it has ended."""
-        if self._joining and self._is_drained():
+        if self.joining and self._is_drained():
             self._drained.unpark_all()
 
     async def join(self) -> None:
@@ -905,15 +916,16 @@ class Supervisor:
     def statistics(self) -> PoolStatistics:
         """Count everything."""
         ended = self.ended
+        pulled = self.pulled + sum(batch.pulled for batch in tuple(self.batches))
         return PoolStatistics(
             size=self.wanted,
             workers=self._started,
             busy=self.running,
-            accepted=self.accepted + self.pulled,
+            accepted=self.accepted + pulled,
             delayed=0,
             queued=self.line.count,
             running=self.running,
-            done=self.done + self.pulled,
+            done=self.done + pulled,
             failed=ended[JobState.FAILED],
             timed_out=ended[JobState.TIMED_OUT],
             cancelled=ended[JobState.CANCELLED],
@@ -979,7 +991,7 @@ def _picture(worker: Worker, clock: Callable[[], float]) -> WorkerSnapshot:
     return WorkerSnapshot(
         id=worker.id,
         state=WorkerState.BUSY if job is not None else state,
-        job_id=None if job is None else job.id,
+        job_id=None if job is None else job.name(),
         job_age=None if job is None or not job.attempts else clock() - job.started_at,
         jobs=worker.jobs,
         restarts=worker.restarts,

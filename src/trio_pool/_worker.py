@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]]"
 
+_DONE = JobState.DONE
 _MISSING = object()
 
 
@@ -59,12 +60,15 @@ async def call_function(_: object, call: tuple[Callable[..., Any], Any]) -> Any:
     return await call[0](*call[1])
 
 
-def same_context(one: Context, other: Context) -> bool:
-    """Say whether two contexts hold the same objects, asking no user's ``==``."""
-    if len(one) != len(other):
+def in_context(context: Context) -> bool:
+    """Say whether all variables are as in ``context``: the very same objects.
+
+    No user's ``==`` is asked, and equal is not the same.
+    """
+    if len(copy_context()) != len(context):
         return False
-    for var in other:  # noqa: SIM110 - all() costs three times as much
-        if one.get(var, _MISSING) is not other[var]:
+    for var, value in context.items():  # noqa: SIM110 - all() is three times as slow
+        if var.get(_MISSING) is not value:
             return False
     return True
 
@@ -256,7 +260,7 @@ class Worker:
                             supervisor.rest(self)
                             # An idle worker keeps nothing of a caller alive.
                             task.context = self._base
-                            self.ticket = live = context = batch = None
+                            self.ticket = context = batch = caller = None
                             await self._wait_for_mail()
                             points = task._schedule_points
                             rested = 0.0
@@ -265,11 +269,7 @@ class Worker:
                             continue
                         # An idle worker was woken in the job's context; a busy
                         # one is still in that of the last job.
-                        live = copy_context()
-                        if tired or (
-                            (live or job.context)
-                            and not same_context(live, job.context)
-                        ):
+                        if tired or not in_context(job.context):
                             context = job.context
                             task.context = context.copy() if job.batch else context
                             await cancel_shielded_checkpoint()
@@ -304,7 +304,20 @@ class Worker:
                             self._misnested(None)
                     else:
                         if task._cancel_status is status:
-                            finish(job)
+                            caller = job.caller
+                            if watched or caller is None:
+                                finish(job)
+                            else:
+                                # `Supervisor.finish` once more, for the jobs
+                                # that there are most of: the call would show.
+                                job.state = _DONE
+                                self.job = job.caller = None
+                                self.deadline = inf
+                                supervisor.running -= 1
+                                supervisor.done += 1
+                                reschedule(caller, WAKE)
+                                if supervisor.joining:
+                                    supervisor.check_drained()
                         else:
                             self._misnested(job)
                     if self.heed:
@@ -323,6 +336,7 @@ class Worker:
                         else:
                             tired = moment - rested > supervisor.slice
 
+    @disable_ki_protection
     async def _pull(
         self, job: Job, batch: Batch, handler: Handler, status: object
     ) -> None:
@@ -330,59 +344,61 @@ class Worker:
 
         Returns with a value in ``job`` that is still to be answered. This is
         `Batch.take` and `Supervisor.finish` in a nutshell: an item costs less
-        than one of those calls.
+        than one of those calls. So does protection from Ctrl-C, which may
+        land anywhere here: the books move by the one store of ``batch.taken``,
+        and the item in hand is lost, as it is when Ctrl-C lands in a handler.
         """
         supervisor = self.supervisor
         task = self.task
-        call = supervisor.call
-        next_id = supervisor.next_id
         advance, iterator, values = batch.advance, batch.iterator, batch.values
         assert iterator is not None
         assert values is not None
-        context = batch.context
-        empty = not context
+        # What `in_context` looks at, laid out.
+        width, held = len(batch.context), tuple(batch.context.items())
+        plain = advance is next
         points = task._schedule_points
         rested = perf_counter()
         change = supervisor.change
+        brief = supervisor.slice
+        index, item = job.index, job.input
         while True:
-            job.value = value = await call(handler, job.input)
+            value = await handler(item)
             slept = task._schedule_points
             if slept != points:
                 points = slept
-                rested = 0.0
+                rested = perf_counter()
                 job.started_at = supervisor.clock()
-            else:
-                moment = perf_counter()
-                if not rested:
-                    rested = moment
-                elif moment - rested > supervisor.slice:
-                    return
-            live = copy_context()
+            elif perf_counter() - rested > brief:
+                break
+            touched = len(copy_context()) != width
+            for var, kept in held:
+                if var.get(_MISSING) is not kept:
+                    touched = True
             if (
-                supervisor.change != change
+                touched
+                or supervisor.change != change
                 or task._cancel_status is not status
-                or (live if empty else not same_context(live, context))
             ):
-                return
+                break
             try:
                 item = advance(iterator)
             except StopIteration:
                 batch.run_dry()
-                return
+                break
             except BaseException as error:
                 batch.source_error = error
                 batch.stop()
-                return
-            if batch.stopped:
-                return
-            values[job.index] = value
+                break
+            if not plain and batch.stopped:
+                break
+            values[index] = value
             values.append(None)
-            job.index = batch.taken
-            batch.taken += 1
-            supervisor.pulled += 1
-            self.jobs += 1
-            job.id = next_id()
+            index = batch.taken
+            batch.taken = index + 1
+            job.index = index
             job.input = item
+            self.jobs += 1
+        job.value = value
 
     def start_timer(self, deadline: float) -> float:
         """Have the watchdog cancel the job at ``deadline`` if it still runs."""
@@ -413,6 +429,7 @@ class Worker:
 
     def _settle_error(self, job: Job, error: BaseException) -> None:
         """Decide what an error of a handler means, and answer."""
+        job.name()
         job.traceback = _below_call(error.__traceback__)
         supervisor = self.supervisor
         rest: BaseException | None = error
@@ -531,12 +548,19 @@ def _is_async(handler: Any) -> bool:
     return inspect.iscoroutinefunction(type(seen).__call__)
 
 
+_CALLS = (
+    call_handler.__code__,
+    call_function.__code__,
+    Worker._pull.__code__,
+)
+
+
 def _below_call(traceback: TracebackType | None) -> TracebackType | None:
     """Cut the worker's own frames off the traceback of a handler's error."""
     at = traceback
     while at is not None:
         code = at.tb_frame.f_code
-        if code is call_handler.__code__ or code is call_function.__code__:
+        if code in _CALLS:
             return at.tb_next
         at = at.tb_next
     return traceback

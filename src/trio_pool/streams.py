@@ -180,7 +180,7 @@ async def _run(batch: Batch, items: Any) -> None:
         await _abandon(batch)
         raise
     finally:
-        del supervisor.batches[batch]
+        supervisor.forget(batch)
 
 
 async def _abandon(batch: Batch) -> None:
@@ -351,5 +351,5 @@ async def open_stream(
                     batch.stop()
     finally:
         await _abandon(batch)
-        del supervisor.batches[batch]
+        supervisor.forget(batch)
         window.leave()
