@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import trio
-import trio.testing
 import twins
 
 from trio_pool import open_pool

@@ -14,7 +14,6 @@ from typing import Any
 
 import outcome
 import trio
-import trio.testing
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 Handler = Callable[[Any], Awaitable[Any]]
@@ -50,7 +49,8 @@ async def floor_process(size: int, handler: Handler) -> AsyncGenerator[Process]:
     async with trio.open_nursery() as nursery:
         for _ in range(size):
             nursery.start_soon(worker)
-        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
         yield process
         nursery.cancel_scope.cancel()
 

@@ -30,10 +30,10 @@ class Line:
         "_gone",
         "_levels",
         "_priorities",
-        "_top",
         "batches",
         "count",
         "plain",
+        "top",
     )
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Line:
         self.batches = 0
         """Batches in line; one may have nothing more to give."""
         self.plain: deque[_Entry] = deque()
-        self._top = self.plain
+        self.top = self.plain
         self._levels = {0: self.plain}
         self._priorities = [0]
         self._gone = 0
@@ -52,7 +52,7 @@ class Line:
         if level is None:
             level = self._levels[priority] = deque()
             insort(self._priorities, priority)
-            self._top = self._levels[self._priorities[-1]]
+            self.top = self._levels[self._priorities[-1]]
         return level
 
     def push(self, job: Job) -> None:
@@ -79,20 +79,8 @@ class Line:
 
     def pop(self) -> _Entry | None:
         """Take the first job, or name the first batch that has one to give."""
-        # The head of the highest level, which is nearly always it.
-        level = self._top
-        if level:
-            entry = level[0]
-            if entry.__class__ is not Batch and entry.waiting:
-                del level[0]
-                entry.waiting = False
-                self.count -= 1
-                return entry
         if not self.count and not self.batches:
             return None
-        return self._find()
-
-    def _find(self) -> _Entry | None:
         priorities = self._priorities
         at = len(priorities) - 1
         while at >= 0:
@@ -113,7 +101,7 @@ class Line:
                     self._gone -= 1
             if priorities[at]:
                 del self._levels[priorities.pop(at)]
-                self._top = self._levels[priorities[-1]]
+                self.top = self._levels[priorities[-1]]
             at -= 1
         return None
 
@@ -146,7 +134,7 @@ class Line:
     def _sweep(self) -> None:
         for priority, level in self._levels.items():
             self._levels[priority] = deque(entry for entry in level if entry.waiting)
-        self._top = self._levels[self._priorities[-1]]
+        self.top = self._levels[self._priorities[-1]]
         self.plain = self._levels[0]
         self._gone = 0
 
@@ -176,7 +164,7 @@ class Line:
             for entry in level:
                 entry.waiting = False
         self.plain = deque()
-        self._top = self.plain
+        self.top = self.plain
         self._levels = {0: self.plain}
         self._priorities = [0]
         self.count = self.batches = self._gone = 0

@@ -39,13 +39,13 @@ from ._events import (
     WorkerState,
     log,
 )
+from ._job import Job
 from ._trio import WAKE
 from ._worker import Factory, Handler, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ._job import Job
     from ._policy import PoolConfig
 
 _QUEUED = JobState.QUEUED
@@ -266,8 +266,16 @@ class Supervisor:
         """Take a job for a free worker, and set it on the worker's record."""
         if self.paused or worker.retiring:
             return None
+        line = self.line
         while True:
-            entry = self.line.pop()
+            top = line.top
+            if top and top[0].__class__ is Job and top[0].waiting:
+                # `Line.pop` in the case that is nearly always.
+                entry: Job | Batch | None = top.popleft()
+                entry.waiting = False  # type: ignore[union-attr]
+                line.count -= 1
+            else:
+                entry = line.pop()
             new = True
             if entry is None:
                 if not self.room.count:
