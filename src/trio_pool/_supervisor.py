@@ -457,8 +457,14 @@ class Supervisor:
         """Cancel every running item of a batch."""
         self.change += 1
         for worker in self.workers.values():
-            if worker.job is not None and worker.job.batch is batch:
+            job = worker.job
+            if job is None or job.batch is not batch:
+                continue
+            if job.attempts:
                 worker.cancel_job("trio_pool: the rest of a batch was called off")
+            else:
+                job.error = JobCancelled(job.id, False, 0, None)
+                self.end(job, JobState.CANCELLED)
         if self.joining:
             self.check_drained()
 

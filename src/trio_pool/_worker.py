@@ -104,7 +104,6 @@ class Worker:
         "last_error",
         "restarts",
         "retiring",
-        "shown",
         "state",
         "supervisor",
         "task",
