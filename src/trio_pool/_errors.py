@@ -128,7 +128,8 @@ class JobTimeout(JobError, trio.TooSlowError):
         timeout: float,
     ) -> None:
         super().__init__(job_id, started, attempts, worker)
-        self.args = (job_id, started, attempts, worker, timeout)
+        # Once more with all the fields, by which the error is unpickled.
+        Exception.__init__(self, job_id, started, attempts, worker, timeout)
         self.timeout = timeout
 
     def __str__(self) -> str:

@@ -142,8 +142,9 @@ class Reply(Generic[Out]):
 
     __slots__ = ("_job",)
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    # Only the pool makes replies; its records are no part of the public types.
+    def __init__(self, job: Any) -> None:
+        self._job: Job = job
 
     def __repr__(self) -> str:
         return f"<trio_pool.Reply of job {self.id}: {self.state.value}>"

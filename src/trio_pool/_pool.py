@@ -43,6 +43,7 @@ from ._events import (
     log,
 )
 from ._job import Job, Reply, raise_caught
+from ._many import map_items, open_stream, settle_items
 from ._nursery import open_bare_nursery
 from ._policy import (
     PoolConfig,
@@ -56,7 +57,7 @@ from ._policy import (
 from ._supervisor import Supervisor
 from ._trio import effective_deadline
 from ._worker import Factory, call_function, call_handler, check_handler
-from .streams import Stream, map_items, open_stream, settle_items
+from .streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -72,9 +73,10 @@ AnyPool = TypeVar("AnyPool", bound="_Handle")
 class _Handle:
     """What both kinds of pool have: the life of the workers, and the books."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._timeout = supervisor.config.timeout
+    # Only `open_pool` makes handles; what is behind them is no public type.
+    def __init__(self, supervisor: Any) -> None:
+        self._supervisor: Supervisor = supervisor
+        self._timeout: float = supervisor.config.timeout
         self._timed = self._timeout < math.inf
 
     def __repr__(self) -> str:
@@ -397,7 +399,7 @@ class TaskPool(_Handle):
     the method of `Pool` does, for ``async_fn(*args)``.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Any) -> None:
         super().__init__(supervisor)
         self._pool = Pool[Any, Any](supervisor)
 
