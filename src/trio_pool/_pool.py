@@ -241,7 +241,9 @@ class Pool(_Handle, Generic[In, Out]):
             self._set_options(job, timeout, priority)
         if supervisor.accept(job, True):
             job.caller = task = current_task()
-            job.deadline = effective_deadline(task)
+            # Only where somebody in this run has a deadline at all.
+            if task._runner.deadlines._active:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                job.deadline = effective_deadline(task)
             await wait_task_rescheduled(job.abort)
             if job.state is _DONE:
                 return job.value  # type: ignore[no-any-return]

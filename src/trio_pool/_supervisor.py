@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 import trio
-from trio.lowlevel import ParkingLot, enable_ki_protection, reschedule
+from trio.lowlevel import ParkingLot, enable_ki_protection
 
 from ._backlog import Line
 from ._batch import Batch
@@ -40,7 +40,7 @@ from ._events import (
     log,
 )
 from ._job import Job
-from ._trio import WAKE
+from ._trio import WAKE, rescheduler
 from ._worker import Factory, Handler, Worker
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ class Supervisor:
         caller = job.caller
         if caller is not None:
             job.caller = None
-            reschedule(caller, WAKE)
+            self.reschedule(caller, WAKE)
         elif job.batch is not None:
             job.batch.answer(job)
         elif job.readers:
@@ -593,6 +593,7 @@ class Supervisor:
         """Belong to this trio run and thread from now on, and take jobs."""
         self.clock = trio.lowlevel.current_clock().current_time
         self.thread = get_ident()
+        self.reschedule = rescheduler(trio.lowlevel.current_task())
         self.closed = False
 
     @enable_ki_protection

@@ -9,13 +9,13 @@ task that user code has left broken.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from outcome import Outcome
 from trio import CancelScope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator
 
     from trio.lowlevel import Task
 
@@ -50,9 +50,6 @@ def effective_deadline(task: Task) -> float:
     cancellation when it goes to sleep.
     """
     deadline = math.inf
-    if not task._runner.deadlines._active:
-        # Nobody in this run has a deadline.
-        return deadline
     status = task._cancel_status
     while status is not None:
         scope = status._scope
@@ -71,6 +68,11 @@ def show_deadline(scope: CancelScope, deadline: float) -> None:
     for its deadline, the watchdog for the job's timeout.
     """
     scope._deadline = deadline
+
+
+def rescheduler(task: Task) -> Callable[[Task, Outcome[Any]], None]:
+    """Return `trio.lowlevel.reschedule` of the run of ``task``, one call shorter."""
+    return task._runner.reschedule
 
 
 def forget_nurseries(task: Task) -> None:
