@@ -225,8 +225,7 @@ class Batch:
         return job
 
     def _ticket(self) -> Job:
-        job = Job(self.supervisor, 0, None, self.context)
-        job.timeout = self.timeout
+        job = Job(self.supervisor, 0, None, self.context, self.timeout)
         job.priority = self.priority
         job.batch = self
         return job

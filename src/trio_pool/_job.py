@@ -37,21 +37,17 @@ class Job:
     state: JobState | None = None
     attempts = 0
     priority = 0
-    timeout = math.inf
-    deadline = math.inf
     waiting = False
     cancel_asked = False
     overdue = False
     started_at = 0.0
     index = 0
     named = -1
-    batch: Batch | None = None
     caller: Task | None = None
     raise_cancel: Callable[[], NoReturn] | None = None
     readers: dict[Task, None] | None = None
     worker: Worker | None = None
     value: Any = None
-    error: BaseException | None = None
     traceback: TracebackType | None = None
 
     def __init__(
@@ -60,11 +56,17 @@ class Job:
         job_id: int,
         job_input: Any,
         context: Context,
+        timeout: float,
     ) -> None:
         self.supervisor = supervisor
         self.id = job_id
         self.input = job_input
         self.context = context
+        # What every job is asked for is quicker to find here, though.
+        self.timeout = timeout
+        self.deadline = math.inf
+        self.batch: Batch | None = None
+        self.error: BaseException | None = None
 
     @property
     def item(self) -> Any:

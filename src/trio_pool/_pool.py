@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
@@ -77,7 +76,6 @@ class _Handle:
     def __init__(self, supervisor: Any) -> None:
         self._supervisor: Supervisor = supervisor
         self._timeout: float = supervisor.config.timeout
-        self._timed = self._timeout < math.inf
 
     def __repr__(self) -> str:
         count = self.statistics()
@@ -236,8 +234,10 @@ class Pool(_Handle, Generic[In, Out]):
           PoolClosed, PoolBroken: the pool takes no jobs any more.
         """
         supervisor = self._supervisor
-        job = Job(supervisor, supervisor.next_id(), job_input, copy_context())
-        if timeout is not None or priority is not _PLAIN or self._timed:
+        job = Job(
+            supervisor, supervisor.next_id(), job_input, copy_context(), self._timeout
+        )
+        if timeout is not None or priority is not _PLAIN:
             self._set_options(job, timeout, priority)
         if supervisor.accept(job, True):
             job.caller = task = current_task()
@@ -297,7 +297,9 @@ class Pool(_Handle, Generic[In, Out]):
 
     def _job(self, job_input: Any, timeout: float | None, priority: int) -> Job:
         supervisor = self._supervisor
-        job = Job(supervisor, supervisor.next_id(), job_input, copy_context())
+        job = Job(
+            supervisor, supervisor.next_id(), job_input, copy_context(), self._timeout
+        )
         self._set_options(job, timeout, priority)
         return job
 
