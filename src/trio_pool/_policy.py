@@ -209,7 +209,8 @@ class PoolConfig:
     max_backlog: float = attrs.field(
         default=1024, validator=_valid(check_bound), metadata={"env": _env_count}
     )
-    """Jobs that wait at most; 0 hands over to idle workers only."""
+    """Jobs that wait at most; 0 hands over to idle workers only. Jobs that a
+    dying worker had not started yet go back and may pass it by ``size``."""
     overflow: Overflow = attrs.field(
         default="wait", validator=_check_choice(Overflow), metadata={"env": str}
     )
