@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from ._policy import PoolConfig
 
+_BUSY = WorkerState.BUSY
 _QUEUED = JobState.QUEUED
 _RUNNING = JobState.RUNNING
 _DONE = JobState.DONE
@@ -186,9 +187,13 @@ class Supervisor:
             job.state = _RUNNING
             job.worker = worker
             worker.job = job
-            worker.state = WorkerState.BUSY
+            worker.state = _BUSY
             worker.task.context = job.context
-            worker.send(job)
+            if worker.asleep:
+                # `Worker.send`, in the step of every job that finds one idle.
+                worker.asleep = False
+                worker.post(job)
+                self.reschedule(worker.task, WAKE)
         else:
             line = self.line
             if line.count >= self.max_backlog:

@@ -44,6 +44,7 @@ Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]]"
 
 _DONE = JobState.DONE
+_IDLE = WorkerState.IDLE
 _MISSING = object()
 
 # Items of a map that go by unmeasured while as many took less than this.
@@ -86,13 +87,12 @@ class Worker:
     """
 
     __slots__ = (
-        "_asleep",
         "_base",
         "_crash",
         "_fetch",
         "_life",
-        "_post",
         "_scope",
+        "asleep",
         "crashes",
         "deadline",
         "due",
@@ -101,6 +101,7 @@ class Worker:
         "job",
         "jobs",
         "last_error",
+        "post",
         "restarts",
         "retiring",
         "state",
@@ -124,7 +125,7 @@ class Worker:
         self.deadline = inf
         self.heed = False
         """Something must be looked at after the job: cancelled, crashed, retired."""
-        self._asleep = False
+        self.asleep = False
         self._crash: BaseException | None = None
         self._scope: trio.CancelScope | None = None
         self._life: trio.CancelScope | None = None
@@ -140,22 +141,13 @@ class Worker:
     def send(self, job: Job | None) -> None:
         """Put a message into the mailbox and wake the worker."""
         # One that has been woken already looks at its record anyway.
-        if self._asleep:
-            self._asleep = False
-            self._post(job)
+        if self.asleep:
+            self.asleep = False
+            self.post(job)
             self.supervisor.reschedule(self.task, WAKE)
 
-    async def _wait_for_mail(self) -> None:
-        # Sleeping here instead of in the channel's `receive` makes the whole
-        # way of a job a fifth shorter.
-        self._asleep = True
-        await wait_task_rescheduled(self._woken)
-        self._fetch()
-        if self.job is None:
-            self.supervisor.wake_up(self)
-
     def _woken(self, _: object) -> Abort:
-        self._asleep = False
+        self.asleep = False
         return Abort.SUCCEEDED
 
     def cancel_job(self, reason: str) -> None:
@@ -187,7 +179,7 @@ class Worker:
         # Room for one: a message sent in the tick in which the worker is
         # cancelled must be accepted; the job stays on record in `job`.
         mailbox, receiver = trio.open_memory_channel["Job | None"](1)
-        self._post = mailbox.send_nowait
+        self.post = mailbox.send_nowait
         self._fetch = receiver.receive_nowait
         self._crash = None
         trouble: BaseException | None = None
@@ -235,6 +227,7 @@ class Worker:
         finish = supervisor.finish
         watched = supervisor.watched
         wake = supervisor.reschedule
+        fetch = self._fetch
         clock = supervisor.clock
         # No job may see the worker's own context object, which it could change.
         task.context = self._base.copy()
@@ -261,11 +254,21 @@ class Worker:
                         if job is None:
                             if self.retiring:
                                 return
-                            supervisor.rest(self)
+                            if supervisor.paused:
+                                supervisor.rest(self)
+                            else:
+                                self.state = _IDLE
+                                supervisor.idle[self] = None
                             # An idle worker keeps nothing of a caller alive.
                             task.context = self._base
                             self.ticket = context = batch = caller = None
-                            await self._wait_for_mail()
+                            # Sleeping here instead of in the channel's
+                            # `receive` makes the way of a job a fifth shorter.
+                            self.asleep = True
+                            await wait_task_rescheduled(self._woken)
+                            fetch()
+                            if self.job is None:
+                                supervisor.wake_up(self)
                             points = task._schedule_points
                             rested = 0.0
                             tired = False
