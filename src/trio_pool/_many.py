@@ -159,11 +159,16 @@ async def settle_items(
     sink = _Settleds()
     batch = Batch(supervisor, sink, copy_context(), timeout, priority, fn=fn)
     await _run(batch, items)
+    _raise_cut(batch)
+    return sink.results
+
+
+def _raise_cut(batch: Batch) -> None:
+    """Raise why not all of the input was taken, if so."""
     if batch.source_error is not None:
         raise_caught(batch.source_error, batch.source_error.__traceback__)
     if batch.cut and batch.pool_error is not None:
         raise batch.pool_error
-    return sink.results
 
 
 @enable_ki_protection
@@ -274,10 +279,7 @@ class _Window:
 
     def _finish(self) -> NoReturn:
         batch = self.batch
-        if batch.source_error is not None:
-            raise_caught(batch.source_error, batch.source_error.__traceback__)
-        if batch.cut and batch.pool_error is not None:
-            raise batch.pool_error
+        _raise_cut(batch)
         raise StopAsyncIteration
 
     def leave(self) -> None:

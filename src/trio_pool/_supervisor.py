@@ -190,7 +190,7 @@ class Supervisor:
             worker.state = _BUSY
             worker.task.context = job.context
             if worker.asleep:
-                # `Worker.send`, in the step of every job that finds one idle.
+                # As `Worker.nudge` does, in the step of every job that finds one idle.
                 worker.asleep = False
                 worker.post(job)
                 self.reschedule(worker.task, WAKE)
@@ -627,19 +627,19 @@ class Supervisor:
         """Close the books on workers that went down with the nursery."""
         if self._is_open:
             self._is_open = False
-            if self.hooks.listening("on_pool_stop"):
-                event = PoolChanged(self.config.name, self.clock())
-                self.hooks.call("on_pool_stop", event)
+            self._tell_pool("on_pool_stop")
         self.idle.clear()
         self.resting.clear()
         for worker in self.workers.values():
             worker.state = WorkerState.STOPPED
 
+    def _tell_pool(self, hook: str) -> None:
+        if self.hooks.listening(hook):
+            self.hooks.call(hook, PoolChanged(self.config.name, self.clock()))
+
     def _enter(self) -> None:
         self._is_open = True
-        if self.hooks.listening("on_pool_start"):
-            event = PoolChanged(self.config.name, self.clock())
-            self.hooks.call("on_pool_start", event)
+        self._tell_pool("on_pool_start")
         self.opened.set()
 
     def _retired(self) -> bool:

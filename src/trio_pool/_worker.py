@@ -136,14 +136,10 @@ class Worker:
         """Have an idle worker look for something to do."""
         # A fresh copy, as what a job sets must not reach the worker's own.
         self.task.context = self._base.copy()
-        self.send(None)
-
-    def send(self, job: Job | None) -> None:
-        """Put a message into the mailbox and wake the worker."""
         # One that has been woken already looks at its record anyway.
         if self.asleep:
             self.asleep = False
-            self.post(job)
+            self.post(None)
             self.supervisor.reschedule(self.task, WAKE)
 
     def _woken(self, _: object) -> Abort:
