@@ -149,6 +149,26 @@ callers = (
 
 
 # ----------------------------------------------------------------------
+# Options that are on and must make no difference to a direct call.
+
+unseen = st.fixed_dictionaries(
+    {},
+    optional={
+        "retry": st.sampled_from(["other error", "no error", "once"]),
+        "middleware": st.integers(1, 2),
+        "key": st.just(True),
+        "rate": st.just(True),
+        "limiter": st.just(True),
+        "breaker": st.sampled_from(["many", "no error"]),
+        "scale": st.just(True),
+        "aging": st.just(True),
+        "max_jobs": st.just(True),
+        "choose": st.just(True),
+    },
+)
+
+
+# ----------------------------------------------------------------------
 # Pools under everything at once, whose books are to balance.
 
 
@@ -158,6 +178,30 @@ class Work:
 
     kind: str
     seconds: float
+    inner: tuple[Work, ...] = ()
+    """What it has the same pool do meanwhile."""
+
+
+@attrs.frozen
+class Tries:
+    """A retry policy."""
+
+    attempts: int
+    initial: float
+    factor: float
+    on: str
+
+
+@attrs.frozen
+class Terms:
+    """The options of one job that few jobs have."""
+
+    key: str | None = None
+    retry: Tries | None = None
+    delay: float = 0.0
+    ttl: float = math.inf
+    drain: str | None = None
+    uid: str | int | None = None
 
 
 @attrs.frozen
@@ -170,6 +214,12 @@ class Plan:
     watched: bool
     ending: str
     steps: tuple[Op, ...]
+    late_steps: tuple[Op, ...] = ()
+    """Those from the one that closes the pool."""
+    lasts: float = 0.0
+    """Seconds from the last step to the end of the block."""
+    extras: dict[str, Any] = attrs.field(factory=dict)
+    """The features that most pools are without."""
 
 
 moments = st.sampled_from([0.25, 0.5, 1.0, 1.5, 3.0])
@@ -178,7 +228,15 @@ sizes = st.integers(0, 5)
 orders = st.integers(0, 20)
 priorities = st.sampled_from([0, 0, 0, 1, -1])
 
-works = st.builds(
+tries = st.builds(
+    Tries,
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.25, 1.5]),
+    st.sampled_from([1.0, 2.0]),
+    st.sampled_from(["any", "any", "failure", "crash", "predicate", "raises", "none"]),
+)
+
+plain_works = st.builds(
     Work,
     st.sampled_from(
         [
@@ -186,29 +244,70 @@ works = st.builds(
             "value",
             "value",
             "fail",
+            "flaky",
             "break",
             "crash",
+            "flaky crash",
             "exit",
             "swallow",
             "stubborn",
             "fail when cancelled",
             "crash when cancelled",
+            "cancel itself",
         ]
     ),
     st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 1.5, 4.0]),
 )
+nested_works = st.builds(
+    Work,
+    st.sampled_from(
+        ["nested process", "nested key", "nested submit", "nested map", "nested lease"]
+    ),
+    st.sampled_from([0.0, 0.25]),
+    st.lists(plain_works, min_size=1, max_size=2).map(tuple),
+)
+works = st.sampled_from([plain_works] * 5 + [nested_works]).flatmap(lambda kind: kind)
 work_lists = st.lists(works, max_size=6).map(tuple)
 sources = st.sampled_from(["list", "list", "generator", "async", "bad"])
 
-jobs = st.one_of(
-    # Work, timeout, deadline of the caller, priority.
-    st.tuples(st.just("process"), works, limits, limits, priorities),
-    st.tuples(st.just("submit"), works, limits, limits, priorities),
-    st.tuples(st.just("submit_nowait"), works, limits, st.none(), priorities),
+no_terms = st.just(Terms())
+keys = st.sampled_from(["a", "a", "b"])
+few_terms = st.builds(Terms, st.none() | keys, st.none() | tries)
+all_terms = st.builds(
+    Terms,
+    st.none() | keys,
+    st.none() | tries,
+    st.sampled_from([0.0, 0.0, 0.25, 1.0]),
+    st.sampled_from([math.inf, math.inf, 0.25, 1.0]),
+    st.sampled_from([None, None, "open", "closed"]),
+    st.sampled_from([None, None, "x", "y", -7]),
 )
+
+jobs = st.one_of(
+    # Work, timeout, deadline of the caller, priority, terms.
+    st.tuples(
+        st.just("process"), works, limits, limits, priorities, no_terms | few_terms
+    ),
+    st.tuples(
+        st.just("submit"), works, limits, limits, priorities, no_terms | all_terms
+    ),
+    st.tuples(
+        st.just("submit_nowait"),
+        works,
+        limits,
+        st.none(),
+        priorities,
+        no_terms | all_terms,
+    ),
+)
+batch_tries = st.none() | tries
 batches = st.one_of(
-    st.tuples(st.just("map"), work_lists, sources, limits, limits, priorities),
-    st.tuples(st.just("settle"), work_lists, sources, limits, limits, priorities),
+    st.tuples(
+        st.just("map"), work_lists, sources, limits, limits, priorities, batch_tries
+    ),
+    st.tuples(
+        st.just("settle"), work_lists, sources, limits, limits, priorities, batch_tries
+    ),
     st.tuples(
         st.just("stream"),
         work_lists,
@@ -216,12 +315,14 @@ batches = st.one_of(
         limits,
         limits,
         priorities,
+        batch_tries,
         st.integers(0, 7),
         st.booleans(),
         st.booleans(),
         st.sampled_from([None, 1, 2]),
     ),
 )
+leases = st.tuples(st.just("lease"), work_lists, limits, limits, priorities)
 passing = st.one_of(
     st.tuples(st.just("sleep"), moments),
     st.tuples(st.just("checkpoint")),
@@ -235,30 +336,85 @@ control = st.one_of(
     st.tuples(st.just("pause")),
     st.tuples(st.just("resume")),
     st.tuples(st.just("join"), moments),
+    # How many are kept for a slow reader, and how slow it is.
+    st.tuples(st.just("events"), st.sampled_from([1, 3, 1000]), limits),
+    # What other code does with what the pool shares with it.
+    st.tuples(st.just("borrow"), moments),
+    st.tuples(st.just("reset")),
 )
 closing = st.one_of(
     st.tuples(st.just("shutdown"), st.sampled_from([0, 0.5, 2.0, math.inf]), moments),
     st.tuples(st.just("cancel")),
 )
-# Closing is rare, as not much can happen after it.
 steps = st.sampled_from(
-    [jobs] * 8 + [batches] * 3 + [passing] * 5 + [control] * 5 + [closing]
+    [jobs] * 8 + [batches] * 3 + [leases] + [passing] * 5 + [control] * 5
 ).flatmap(lambda kind: kind)
+# Not much can happen after it.
+late_steps = st.builds(
+    lambda first, others: (first, *others), closing, st.lists(steps, max_size=3)
+)
+
+extras = st.fixed_dictionaries(
+    {},
+    optional={
+        "retry": tries,
+        # Jobs in a second, burst.
+        "rate": st.tuples(st.sampled_from([0.5, 2.0, 100.0]), st.sampled_from([1, 3])),
+        # Failures, window, seconds open, probes.
+        "breaker": st.tuples(
+            st.integers(1, 3),
+            st.sampled_from([0.5, math.inf]),
+            st.sampled_from([0.25, 1.5, math.inf]),
+            st.integers(1, 2),
+        ),
+        "limiter": st.sampled_from([1, 2, 8]),
+        # Least, how many more at most, interval, step, up after, down after.
+        "scale": st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 3),
+            st.sampled_from([0.25, 1.0]),
+            st.integers(1, 2),
+            st.sampled_from([0.0, 0.5]),
+            st.sampled_from([0.5, 3.0, math.inf]),
+        ),
+        "max_jobs": st.integers(1, 3),
+        "max_age": st.sampled_from([0.25, 1.0, 4.0]),
+        "max_idle": st.sampled_from([0.25, 1.0]),
+        "aging": st.sampled_from([0.25, 2.0]),
+        "choose": st.sampled_from(["first", "last", "bad", "raises"]),
+        "middleware": st.lists(
+            st.sampled_from(["passes", "changes", "answers", "twice"]),
+            min_size=1,
+            max_size=2,
+        ).map(tuple),
+        # Seconds of the setup and of the cleanup of a worker.
+        "setup": st.sampled_from([0.0, 0.25]),
+        "ready": st.sampled_from([0.0, 0.25]),
+    },
+)
 
 plans = st.builds(
     Plan,
-    sizes,
+    st.sampled_from([1, 2, 3, 5, 0]),
     st.fixed_dictionaries(
         {
-            "max_backlog": st.sampled_from([0, 1, 3, math.inf]),
+            "max_backlog": st.sampled_from([math.inf, 3, 1, 0]),
             "overflow": st.sampled_from(["wait", "reject", "drop_oldest"]),
             "unobserved": st.sampled_from(["raise", "raise", "log", "ignore"]),
             "grace": st.sampled_from([math.inf, math.inf, 0, 0.5]),
             "timeout": st.sampled_from([math.inf, math.inf, 2.0]),
         }
     ),
-    st.sampled_from([0, 1, 5, math.inf]),
+    st.sampled_from([math.inf, 5, 1, 0]),
     st.booleans(),
     st.sampled_from(["leave", "leave", "leave", "raise", "cancel scope"]),
-    st.lists(steps, min_size=1, max_size=25).map(tuple),
+    # The longer ones are what finds most, the shorter ones what is found.
+    (
+        st.lists(steps, min_size=1, max_size=25)
+        | st.lists(steps, min_size=12, max_size=30)
+    ).map(tuple),
+    st.just(()) | late_steps,
+    # Where it is left at once, what was given in last is turned away.
+    st.sampled_from([0.25, 3.0, 0.0]),
+    st.just({}) | extras,
 )

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from contextlib import contextmanager
 
 import pytest
 import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 from trio.testing import wait_all_tasks_blocked
 
 from trio_pool import (
@@ -18,6 +27,8 @@ from trio_pool import (
     PoolError,
     open_pool,
 )
+from trio_pool._backlog import Keys, Line
+from trio_pool._job import Job
 
 
 class Doors:
@@ -341,6 +352,51 @@ async def test_a_late_job_of_high_priority_overtakes_and_interrupts_nothing():
     assert doors.order == ["running", "late", "early"]
 
 
+async def test_jobs_that_others_have_passed_start_in_the_order_in_which_they_came():
+    """Their keys have held them up; they start in their order all the same."""
+    doors = Doors()
+    doors.open("free")
+    async with open_pool(3, doors) as pool:
+        for key in "ab":
+            await pool.submit(f"{key}1", key=key)
+        pool.pause()
+        for key in "ab":
+            await pool.submit(f"{key}2", key=key)
+        await pool.submit("free")
+        pool.resume()
+        await wait_all_tasks_blocked()
+        assert doors.order[2:] == ["free"]
+        pool.pause()
+        for name in ("a1", "b1"):
+            doors.open(name)
+            await wait_all_tasks_blocked()
+        await pool.resize(1)
+        doors.open()
+        pool.resume()
+    assert doors.order[3:] == ["a2", "b2"]
+
+
+async def test_drop_oldest_finds_the_oldest_among_jobs_that_others_have_passed():
+    doors = Doors()
+    doors.open("free")
+    async with open_pool(3, doors, max_backlog=3, overflow="drop_oldest") as pool:
+        for key in "ab":
+            await pool.submit(f"{key}1", key=key)
+        pool.pause()
+        oldest = await pool.submit("a2", key="a")
+        younger = await pool.submit("b2", key="b", priority=5)
+        await pool.submit("free", priority=-1)
+        pool.resume()
+        await wait_all_tasks_blocked()
+        assert doors.order[2:] == ["free"]
+        pool.pause()
+        for name in ("fits", "one too many"):
+            await pool.submit(name)
+        assert (oldest.state, younger.state) == (JobState.DROPPED, JobState.QUEUED)
+        doors.open()
+        pool.resume()
+
+
 # Callers that wait for room -------------------------------------------------
 
 
@@ -596,3 +652,651 @@ async def test_the_jobs_around_one_that_left_keep_their_order():
                 await replies[n].wait()
     left = [n for n in range(600) if n not in gone]
     assert doors.order == sorted(left, key=lambda n: -(n % 3))
+
+
+# The line itself, without a loop ------------------------------------------------
+
+
+def make_job(number, priority=0, queued_at=0.0):
+    job = Job(None, number, f"input {number}", None, math.inf)
+    job.priority = priority
+    job.queued_at = queued_at
+    return job
+
+
+class Batch:
+    """Something to pull jobs from."""
+
+    pulled = 0
+
+    def __init__(self, priority=0, queued_at=0.0):
+        self.priority = priority
+        self.queued_at = queued_at
+        self.waiting = False
+        self.hungry = True
+
+
+def fill(line, *jobs, held=()):
+    for job in jobs:
+        line.push(job, held=job in held)
+
+
+def take_all(line):
+    return list(iter(line.pop, None))
+
+
+def test_an_empty_line_has_nothing_for_anyone():
+    line = Line()
+    assert line.pop() is line.shift() is line.oldest() is line.oldest_since() is None
+    assert (line.count, line.ready, line.sources) == (0, 0, 0)
+    assert line.jobs() == []
+    assert not line.has_work()
+
+
+def test_a_held_job_is_passed_and_keeps_its_place_until_then():
+    line = Line()
+    first, held, last = (make_job(n) for n in range(3))
+    fill(line, first, held, last, held=[held])
+    assert (line.count, line.ready) == (3, 2)
+    assert line.jobs() == [first, held, last]
+    assert line.pop() is first
+    # Nobody has passed it yet, so that it is still before the last.
+    line.release(held)
+    assert take_all(line) == [held, last]
+
+
+def test_a_held_job_that_was_passed_is_the_first_when_it_is_released():
+    line = Line()
+    held, passer, late = (make_job(n) for n in range(3))
+    fill(line, held, passer, late, held=[held])
+    assert line.pop() is passer
+    assert (line.count, line.ready) == (2, 1)
+    line.release(held)
+    assert (line.count, line.ready) == (2, 2)
+    assert take_all(line) == [held, late]
+
+
+def test_a_held_job_is_never_given_out_though_it_is_all_there_is():
+    line = Line()
+    held = [make_job(n, priority=n) for n in range(3)]
+    fill(line, *held, held=held)
+    assert line.pop() is line.pop() is None
+    assert (line.count, line.ready) == (3, 0)
+    assert line.has_work()
+    for job in held:
+        line.release(job)
+    assert take_all(line) == held[::-1]
+
+
+def test_releasing_what_is_not_held_changes_nothing():
+    line = Line()
+    plain, later, stranger = (make_job(n) for n in range(3))
+    fill(line, plain)
+    line.put_off(later)
+    for job in (plain, later, stranger):
+        line.release(job)
+    assert (line.count, line.ready) == (2, 1)
+    assert take_all(line) == [plain]
+
+
+def test_passed_jobs_come_first_in_their_order_however_they_are_released():
+    """However they were released: of equal priority first come is first served."""
+    line = Line()
+    held = [make_job(n, queued_at=float(n)) for n in range(3)]
+    passer = make_job(3, queued_at=3.0)
+    fill(line, *held, passer, held=held)
+    assert line.pop() is passer
+    for job in held:
+        line.release(job)
+    assert take_all(line) == held
+
+
+def test_a_job_put_off_is_in_no_queue_and_counts():
+    line = Line()
+    job = make_job(0)
+    line.put_off(job)
+    assert (line.count, line.ready) == (1, 0)
+    assert line.pop() is None
+    assert line.has_work()
+    assert line.jobs() == [job]
+    assert line.discard(job)
+    assert not line.discard(job)
+    assert line.count == 0
+
+
+def test_a_job_that_is_put_back_is_the_first_of_its_priority():
+    line = Line()
+    low, first, high, last = (
+        make_job(n, priority=p) for n, p in enumerate([-1, 0, 5, 0])
+    )
+    fill(line, low, first, high, last)
+    assert [line.pop(), line.pop()] == [high, first]
+    line.push_front(first)
+    assert take_all(line) == [first, last, low]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_leaving_is_said_once_wherever_the_job_was(held):
+    line = Line()
+    job, other = make_job(0), make_job(1)
+    fill(line, job, other, held=[job] if held else [])
+    assert line.discard(job)
+    assert not line.discard(job)
+    assert line.jobs() == take_all(line) == [other]
+    assert not line.discard(other)
+
+
+def test_a_passed_job_can_leave_too():
+    line = Line()
+    held, passer = make_job(0), make_job(1)
+    fill(line, held, passer, held=[held])
+    assert line.pop() is passer
+    assert line.discard(held)
+    line.release(held)
+    assert line.count == 0
+    assert line.pop() is None
+
+
+def test_a_source_stands_behind_those_of_its_priority_each_time():
+    line = Line()
+    source, job, late = Batch(), make_job(0), make_job(1)
+    fill(line, job)
+    line.push_source(source)
+    line.push_source(source)
+    fill(line, late)
+    assert line.sources == 1
+    given = [line.pop(now=n) for n in range(5)]
+    assert given == [job, source, late, source, source]
+    assert source.queued_at == 4
+    assert line.count == 0
+
+
+def test_a_source_that_has_nothing_to_give_leaves_when_it_is_met():
+    line = Line()
+    source, low = Batch(priority=5), make_job(0)
+    fill(line, low)
+    line.push_source(source)
+    source.hungry = False
+    assert line.has_work()
+    assert line.pop() is low
+    assert (line.sources, source.waiting) == (0, False)
+    assert not line.has_work()
+    source.hungry = True
+    line.push_source(source)
+    assert line.has_work()
+    assert line.pop() is source
+
+
+def test_two_sources_of_one_priority_take_turns():
+    line = Line()
+    one, other = Batch(), Batch()
+    line.push_source(one)
+    line.push_source(other)
+    assert [line.pop() for _ in range(4)] == [one, other, one, other]
+
+
+def test_the_oldest_is_found_in_every_place_where_jobs_wait():
+    line = Line()
+    high = make_job(0, priority=5, queued_at=4.0)
+    held = make_job(1, queued_at=3.0)
+    passer = make_job(2, queued_at=3.5)
+    later = make_job(3, queued_at=2.0)
+    low = make_job(4, priority=-5, queued_at=1.0)
+    fill(line, high, held, passer, low, held=[held])
+    line.put_off(later)
+    assert [line.pop(), line.pop()] == [high, passer]
+    for job in (low, later, held):
+        assert line.oldest() is job
+        assert line.oldest_since() == job.queued_at
+        assert line.discard(job)
+    assert line.oldest() is None
+
+
+def test_the_oldest_is_found_among_those_that_were_passed_whatever_their_priority():
+    line = Line()
+    low = make_job(0, queued_at=0.0)
+    high = make_job(1, priority=5, queued_at=1.0)
+    passer = make_job(2, priority=-5, queued_at=2.0)
+    fill(line, low, high, passer, held=[low, high])
+    # It meets the higher one first, and passes both.
+    assert line.pop() is passer
+    assert line.oldest() is low
+    assert line.oldest_since() == 0.0
+
+
+def test_a_look_at_the_oldest_changes_nothing():
+    line = Line()
+    gone, left = make_job(0, queued_at=1.0), make_job(1, queued_at=2.0)
+    fill(line, gone, left)
+    assert line.discard(gone)
+    assert line.oldest_since() == line.oldest_since() == 2.0
+    assert take_all(line) == [left]
+
+
+def test_shift_takes_the_first_be_it_held_or_not():
+    line = Line()
+    low, held, high = (make_job(n, priority=p) for n, p in enumerate([0, 1, 1]))
+    fill(line, low, held, high, held=[held])
+    assert [line.shift() for _ in range(4)] == [held, high, low, None]
+    assert line.count == 0
+
+
+def test_shift_takes_the_highest_of_those_that_were_passed():
+    line = Line()
+    low, plain = make_job(0, priority=-1), make_job(1, priority=-2)
+    fill(line, low, plain, held=[low])
+    assert line.pop() is plain
+    high, other = make_job(2, priority=1), make_job(3, priority=-2)
+    fill(line, high, other, held=[high])
+    assert line.pop() is other
+    middle = make_job(4)
+    fill(line, middle)
+    assert [line.shift() for _ in range(4)] == [high, middle, low, None]
+
+
+def test_aging_counts_waiting_as_priority():
+    line = Line(aging=2.0)
+    old = make_job(0, queued_at=0.0)
+    young = make_job(1, priority=1, queued_at=1.5)
+    late = make_job(2, priority=1, queued_at=2.5)
+    lowest = make_job(3, priority=-1, queued_at=0.25)
+    fill(line, old, young, late, lowest)
+    assert [line.pop(2.5) for _ in range(5)] == [young, old, late, lowest, None]
+
+
+def test_of_those_that_count_the_same_by_aging_the_higher_priority_is_first():
+    line = Line(aging=2.0)
+    low, high = make_job(0, queued_at=0.0), make_job(1, priority=1, queued_at=2.0)
+    fill(line, low, high)
+    assert take_all(line) == [high, low]
+
+
+def test_a_source_ages_too_and_is_young_again_when_it_has_given():
+    line = Line(aging=2.0)
+    source = Batch(queued_at=0.0)
+    line.push_source(source)
+    jobs = [make_job(n, priority=1, queued_at=3.0) for n in range(2)]
+    fill(line, *jobs)
+    assert [line.pop(4.0) for _ in range(3)] == [source, *jobs]
+
+
+def test_clearing_leaves_a_line_as_good_as_new():
+    line = Line()
+    plain, held, passed, high = (make_job(n, priority=n // 3) for n in range(4))
+    fill(line, passed, high, held=[passed])
+    assert line.pop() is high
+    fill(line, passed := make_job(5), plain, held, held=[passed, held])
+    later, source = make_job(6), Batch(priority=2)
+    line.put_off(later)
+    line.push_source(source)
+    line.clear()
+    assert (line.count, line.ready, line.sources) == (0, 0, 0)
+    assert line.jobs() == []
+    assert not line.has_work()
+    assert [entry.waiting for entry in (source, plain, held)] == [False] * 3
+    assert not any(line.discard(job) for job in (plain, held, passed, later))
+    assert line.pop() is line.oldest() is None
+    line.push(plain)
+    line.push_source(source)
+    assert [line.pop(), line.pop()] == [source, source]
+    source.hungry = False
+    assert take_all(line) == [plain]
+
+
+def test_nothing_is_kept_of_those_that_left():
+    """Or a long-lived line of jobs that all leave would grow for ever."""
+    line = Line()
+    held = make_job(-1)
+    line.push(held, held=True)
+    for n in range(2_000):
+        job = make_job(n, priority=n % 2)
+        line.push(job, held=n % 3 == 0)
+        assert line.discard(job)
+    assert len(line.plain) + len(line.top) < 200
+    assert line.jobs() == [held]
+
+
+class LineBesideAList(RuleBasedStateMachine):
+    """Beside one list of all that is in line, in the order in which it came."""
+
+    aging = math.inf
+
+    @initialize()
+    def open(self):
+        self.line = Line(self.aging)
+        self.entries = []
+        self.since = {}
+        self.held = set()
+        self.delayed = []
+        self.sources = []
+        self.taken = []
+        self.was_put_back = False
+        self.numbers = itertools.count()
+        self.arrivals = {}
+        self.now = 0.0
+
+    # The model.
+
+    def tick(self):
+        """Let a moment pass, lest two come at the same time."""
+        self.now += 2.0**-10
+
+    def arrive(self, entry):
+        self.arrivals[entry] = next(self.numbers)
+        self.since[entry] = self.now
+        self.entries.append(entry)
+
+    def order(self, entry):
+        """Higher priority first, then first come; waiting makes up for priority."""
+        priority, arrival = entry.priority, self.arrivals[entry]
+        if self.aging == math.inf:
+            return (-priority, arrival)
+        return (self.since[entry] - priority * self.aging, -priority, arrival)
+
+    def jobs(self):
+        return [entry for entry in self.entries if isinstance(entry, Job)]
+
+    def ready(self):
+        ready = [job for job in self.jobs() if job not in self.held]
+        return sorted(ready, key=lambda job: (-job.priority, self.arrivals[job]))
+
+    def waiting(self):
+        return self.jobs() + self.delayed
+
+    def take_first(self):
+        """Do what `pop` does, but for dropping sources that have no more to give."""
+        able = self.ready() + [
+            source for source in self.sources_in_line() if source.hungry
+        ]
+        entry = min(able, key=self.order, default=None)
+        if entry is not None:
+            self.entries.remove(entry)
+            if isinstance(entry, Job):
+                self.taken.append(entry)
+            else:
+                self.arrive(entry)
+        return entry
+
+    def sources_in_line(self):
+        return [entry for entry in self.entries if not isinstance(entry, Job)]
+
+    # What happens.
+
+    def make(self, priority):
+        self.tick()
+        return make_job(next(self.numbers), priority, self.now)
+
+    def pick(self, some, at):
+        return some[at % len(some)]
+
+    def push_job(self, job, held):
+        self.line.push(job, held=held)
+        self.arrive(job)
+        if held:
+            self.held.add(job)
+
+    @rule(seconds=st.integers(1, 8))
+    def pass_time(self, seconds):
+        self.now += seconds / 4
+
+    @rule(priority=st.integers(-2, 2), held=st.booleans())
+    def push(self, priority, held):
+        self.push_job(self.make(priority), held)
+
+    @rule()
+    def push_as_the_quick_way_does(self):
+        job = self.make(0)
+        job.waiting = True
+        self.line.count += 1
+        self.line.plain.append(job)
+        self.arrive(job)
+
+    @rule(priority=st.integers(-2, 2))
+    def put_off(self, priority):
+        job = self.make(priority)
+        self.line.put_off(job)
+        self.delayed.append(job)
+
+    @precondition(lambda self: self.delayed)
+    @rule(at=st.integers(0, 20), held=st.booleans())
+    def its_time_has_come(self, at, held):
+        job = self.pick(self.delayed, at)
+        assert self.line.discard(job)
+        self.delayed.remove(job)
+        self.tick()
+        job.queued_at = self.now
+        self.push_job(job, held)
+
+    @precondition(lambda self: self.taken)
+    @rule(at=st.integers(0, 20))
+    def try_again_later(self, at):
+        job = self.pick(self.taken, at)
+        self.taken.remove(job)
+        # It begins to wait anew.
+        self.tick()
+        job.queued_at = self.now
+        self.line.put_off(job)
+        self.delayed.append(job)
+
+    def may_be_put_back(self):
+        """Say whether the last one taken was before all those of its priority."""
+        return self.taken and all(
+            self.arrivals[entry] > self.arrivals[self.taken[-1]]
+            for entry in self.entries
+            if entry.priority == self.taken[-1].priority
+        )
+
+    @precondition(may_be_put_back)
+    @rule()
+    def put_back(self):
+        job = self.taken.pop()
+        self.was_put_back = True
+        self.line.push_front(job)
+        self.entries.append(job)
+
+    @precondition(lambda self: self.held)
+    @rule(at=st.integers(0, 20))
+    def release(self, at):
+        job = self.pick(sorted(self.held, key=self.arrivals.get), at)
+        self.line.release(job)
+        self.held.remove(job)
+
+    @precondition(lambda self: self.waiting())
+    @rule(at=st.integers(0, 50))
+    def discard(self, at):
+        job = self.pick(self.waiting(), at)
+        assert self.line.discard(job)
+        assert not self.line.discard(job)
+        self.line.release(job)
+        (self.delayed if job in self.delayed else self.entries).remove(job)
+        self.held.discard(job)
+
+    @precondition(lambda self: self.taken)
+    @rule(at=st.integers(0, 50))
+    def discard_what_was_taken(self, at):
+        assert not self.line.discard(self.pick(self.taken, at))
+
+    @rule(priority=st.integers(-2, 2))
+    def open_a_source(self, priority):
+        source = Batch(priority)
+        self.sources.append(source)
+        self.offer(source)
+
+    def offer(self, source):
+        if source not in self.entries:
+            self.tick()
+            source.queued_at = self.now
+            self.arrive(source)
+        self.line.push_source(source)
+
+    @precondition(lambda self: self.sources)
+    @rule(at=st.integers(0, 20), hungry=st.booleans())
+    def feed(self, at, hungry):
+        source = self.pick(self.sources, at)
+        source.hungry = hungry
+        if hungry:
+            self.offer(source)
+
+    @rule()
+    def pop(self):
+        self.tick()
+        taken = self.line.pop(self.now)
+        assert taken is self.take_first()
+        if isinstance(taken, Job):
+            assert not taken.waiting
+        # Sources that it met and that have nothing more to give have left.
+        for source in self.sources_in_line():
+            if not source.waiting:
+                assert not source.hungry
+                self.entries.remove(source)
+
+    @precondition(lambda self: self.aging == math.inf)
+    @rule()
+    def pop_as_the_quick_way_does(self):
+        top = self.line.top
+        if top and isinstance(top[0], Job) and top[0].waiting:
+            job = top.popleft()
+            job.waiting = False
+            self.line.count -= 1
+            assert job is self.take_first()
+
+    # Callers that wait for room are taken like this: no source is among them,
+    # and nobody is put back.
+    @precondition(lambda self: not (self.sources_in_line() or self.was_put_back))
+    @rule()
+    def shift(self):
+        order = sorted(self.jobs(), key=lambda job: (-job.priority, self.arrivals[job]))
+        first = order[0] if order else None
+        assert self.line.shift() is first
+        if first is not None:
+            self.entries.remove(first)
+            self.held.discard(first)
+            self.taken.append(first)
+
+    @rule()
+    def look_for_the_oldest(self):
+        oldest = self.line.oldest()
+        since = min((job.queued_at for job in self.waiting()), default=None)
+        assert (None if oldest is None else oldest.queued_at) == since
+        assert oldest is None or oldest in self.waiting()
+
+    @precondition(lambda self: len(self.waiting()) > 8)
+    @rule()
+    def clear(self):
+        self.line.clear()
+        assert not any(entry.waiting for entry in (*self.waiting(), *self.sources))
+        for place in (self.entries, self.held, self.delayed, self.taken):
+            place.clear()
+
+    # What is always so.
+
+    @invariant()
+    def all_are_counted(self):
+        assert self.line.count == len(self.waiting())
+        assert self.line.ready == len(self.ready())
+        assert self.line.sources == len(self.sources_in_line())
+
+    @invariant()
+    def all_are_listed_and_those_that_may_run_in_order(self):
+        listed = self.line.jobs()
+        assert len(listed) == len(self.waiting())
+        assert set(listed) == set(self.waiting())
+        ready = set(self.ready())
+        assert [job for job in listed if job in ready] == self.ready()
+
+    @invariant()
+    def all_know_that_they_wait(self):
+        assert all(job.waiting for job in self.ready())
+        waiting = [source for source in self.sources if source.waiting]
+        assert set(waiting) == set(self.sources_in_line())
+
+    @invariant()
+    def work_is_seen(self):
+        hungry = any(source.hungry for source in self.sources_in_line())
+        assert self.line.has_work() == (hungry or bool(self.waiting()))
+
+    @invariant()
+    def it_is_known_since_when_the_oldest_waits(self):
+        since = min((job.queued_at for job in self.waiting()), default=None)
+        assert self.line.oldest_since() == since
+
+
+class AgingLineBesideAList(LineBesideAList):
+    aging = 0.5
+
+
+TestLine = LineBesideAList.TestCase
+TestAgingLine = AgingLineBesideAList.TestCase
+
+
+# Keys -----------------------------------------------------------------------
+
+
+def test_the_jobs_of_a_key_come_one_after_the_other():
+    keys = Keys()
+    first, second, third = (make_job(n) for n in range(3))
+    assert keys.enter("page", first)
+    assert not keys.enter("page", second)
+    assert not keys.enter("page", third)
+    assert [keys.is_first("page", job) for job in (first, second)] == [True, False]
+    assert keys.leave("page", first) is second
+    assert keys.is_first("page", second)
+    assert keys.leave("page", second) is third
+    assert keys.leave("page", third) is None
+    # Nothing is left of the key, the next one begins anew.
+    assert keys.enter("page", first)
+
+
+def test_who_leaves_from_the_middle_of_a_key_lets_nobody_run():
+    keys = Keys()
+    first, second, third = (make_job(n) for n in range(3))
+    for job in (first, second, third):
+        keys.enter("page", job)
+    assert keys.leave("page", second) is None
+    assert keys.is_first("page", first)
+    assert keys.leave("page", first) is third
+
+
+def test_other_keys_do_not_matter():
+    keys = Keys()
+    one, other = make_job(0), make_job(1)
+    assert keys.enter(("page", 1), one)
+    assert keys.enter(("page", 2), other)
+    assert keys.leave(("page", 1), one) is None
+    assert keys.is_first(("page", 2), other)
+
+
+class KeysBesideLists(RuleBasedStateMachine):
+    """Beside one list of all jobs, in their order, each with its key."""
+
+    @initialize()
+    def open(self):
+        self.keys = Keys()
+        self.entered = []
+        self.numbers = itertools.count()
+
+    def of(self, key):
+        return [job for its_key, job in self.entered if its_key == key]
+
+    @rule(key=st.sampled_from(["a", "b", 0, False, (1, 2)]))
+    def enter(self, key):
+        job = make_job(next(self.numbers))
+        assert self.keys.enter(key, job) is (not self.of(key))
+        self.entered.append((key, job))
+
+    @precondition(lambda self: self.entered)
+    @rule(at=st.integers(0, 30))
+    def leave(self, at):
+        key, job = self.entered[at % len(self.entered)]
+        was_first = self.of(key)[0] is job
+        self.entered.remove((key, job))
+        follower = self.of(key)[0] if was_first and self.of(key) else None
+        assert self.keys.leave(key, job) is follower
+
+    @invariant()
+    def one_of_each_key_is_first(self):
+        for key, job in self.entered:
+            assert self.keys.is_first(key, job) is (self.of(key)[0] is job)
+
+
+TestKeys = KeysBesideLists.TestCase

@@ -1,15 +1,33 @@
-"""The values that users set: the pool's options, restarts and backoff."""
+"""The options of a pool: their defaults, what is refused, what is read."""
 
 from __future__ import annotations
 
+import functools
 import math
+import random
 import typing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
 import pytest
+import trio
 
-from trio_pool import Backoff, Hooks, PoolConfig, PoolOptions, Restart, open_pool
+from trio_pool import (
+    Autoscale,
+    CircuitBreaker,
+    Hooks,
+    PoolConfig,
+    PoolOptions,
+    Rate,
+    Restart,
+    Retry,
+    WorkerSnapshot,
+    open_pool,
+)
+from trio_pool._checks import is_async
+from trio_pool._config import plugin_name
 
 FIELDS = [field.name for field in attrs.fields(PoolConfig)]
 
@@ -18,24 +36,89 @@ async def double(number: int) -> int:
     return 2 * number
 
 
+async def pass_on(job: Any, call_next: Any) -> Any:
+    return await call_next(job)
+
+
+def pass_on_sync(job: Any, call_next: Any) -> Any:
+    return call_next(job)
+
+
+class PassOn:
+    """Middleware that is an object."""
+
+    async def __call__(self, job: Any, call_next: Any) -> Any:
+        return await call_next(job)
+
+    async def method(self, job: Any, call_next: Any) -> Any:
+        return await call_next(job)
+
+    def sync_method(self, job: Any, call_next: Any) -> Any:
+        return call_next(job)
+
+
+class Metrics:
+    """A plugin that has no name of its own."""
+
+    async def __aenter__(self) -> Metrics:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+class Named(Metrics):
+    """A plugin that has a name, or what stands in its place."""
+
+    def __init__(self, name: Any) -> None:
+        self.name = name
+
+
+@asynccontextmanager
+async def tracing() -> AsyncIterator[str]:
+    yield "a tracer"
+
+
+@contextmanager
+def sync_tracing() -> typing.Iterator[None]:
+    yield
+
+
+async def choose_async(idle: Sequence[WorkerSnapshot]) -> WorkerSnapshot:
+    return idle[0]
+
+
 # PoolConfig.
 
 
-def test_the_defaults_are_those_of_the_design() -> None:
+def test_the_defaults_are_those_of_the_design_in_its_order() -> None:
     config = PoolConfig(size=3)
-    assert attrs.asdict(config, recurse=False) == {
-        "size": 3,
-        "max_backlog": 1024,
-        "overflow": "wait",
-        "timeout": math.inf,
-        "restart": Restart(),
-        "crash_on": (),
-        "grace": math.inf,
-        "hooks": (),
-        "unobserved": "raise",
-        "name": config.name,
-    }
+    assert list(attrs.asdict(config, recurse=False).items()) == [
+        ("size", 3),
+        ("max_backlog", 1024),
+        ("overflow", "wait"),
+        ("timeout", math.inf),
+        ("retry", None),
+        ("restart", Restart()),
+        ("crash_on", ()),
+        ("grace", math.inf),
+        ("middleware", ()),
+        ("hooks", ()),
+        ("plugins", ()),
+        ("rate", None),
+        ("breaker", None),
+        ("scale", None),
+        ("max_jobs", math.inf),
+        ("max_age", math.inf),
+        ("max_idle", math.inf),
+        ("limiter", None),
+        ("choose", None),
+        ("aging", math.inf),
+        ("unobserved", "raise"),
+        ("name", config.name),
+    ]
     assert config.name
+    assert PoolConfig().size == 8
 
 
 def test_a_generated_name_is_a_new_one() -> None:
@@ -44,7 +127,7 @@ def test_a_generated_name_is_a_new_one() -> None:
 
 def test_the_keyword_options_are_the_fields_of_the_config_but_for_the_size() -> None:
     options = typing.get_type_hints(PoolOptions)
-    assert sorted(options) == sorted(set(FIELDS) - {"size"})
+    assert list(options) == [name for name in FIELDS if name != "size"]
     assert not PoolOptions.__required_keys__
 
 
@@ -66,6 +149,33 @@ def test_configs_are_equal_and_hashable_by_value() -> None:
     assert one != PoolConfig(name="other")
 
 
+def test_policies_in_a_config_are_compared_by_value() -> None:
+    def make() -> PoolConfig:
+        scale = Autoscale(max=3)
+        return PoolConfig(name="press", retry=Retry(on=OSError), scale=scale)
+
+    assert make() == make()
+    assert hash(make()) == hash(make())
+
+
+@pytest.mark.parametrize(
+    ("option", "make"),
+    [
+        ("rate", lambda: Rate(10)),
+        ("breaker", CircuitBreaker),
+        ("limiter", lambda: trio.CapacityLimiter(3)),
+        ("plugins", lambda: (Metrics(),)),
+    ],
+)
+def test_what_is_shared_is_compared_by_identity(option: str, make: Any) -> None:
+    value = make()
+    one, other = (PoolConfig(name="press", **{option: value}) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert getattr(one, option) is value
+    assert one != PoolConfig(name="press", **{option: make()})
+
+
 def test_all_options_are_keywords() -> None:
     with pytest.raises(TypeError):
         PoolConfig(3)  # type: ignore[misc]
@@ -74,6 +184,9 @@ def test_all_options_are_keywords() -> None:
 def test_sequences_and_single_types_become_tuples() -> None:
     hook = Hooks()
     assert PoolConfig(hooks=[hook]).hooks == (hook,)  # type: ignore[arg-type]
+    assert PoolConfig(middleware=[pass_on]).middleware == (pass_on,)  # type: ignore[arg-type]
+    plugin = Metrics()
+    assert PoolConfig(plugins=[plugin]).plugins == (plugin,)  # type: ignore[arg-type]
     assert PoolConfig(crash_on=[OSError]).crash_on == (OSError,)
     assert PoolConfig(crash_on=OSError).crash_on == (OSError,)
 
@@ -85,6 +198,70 @@ def test_a_backlog_may_be_empty_or_endless(max_backlog: float) -> None:
 
 def test_a_grace_of_0_is_legal() -> None:
     assert PoolConfig(grace=0).grace == 0
+
+
+@pytest.mark.parametrize("max_jobs", [1, 10**400, math.inf])
+def test_a_worker_may_have_one_job_or_any_number(max_jobs: float) -> None:
+    assert PoolConfig(max_jobs=max_jobs).max_jobs == max_jobs
+
+
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        pass_on,
+        PassOn(),
+        PassOn().method,
+        functools.partial(pass_on, call_next=pass_on),
+        functools.partial(PassOn()),
+        functools.wraps(pass_on)(lambda *args: pass_on(*args)),
+    ],
+)
+def test_middleware_is_any_async_callable(middleware: Any) -> None:
+    assert is_async(middleware)
+    assert PoolConfig(middleware=(middleware,)).middleware == (middleware,)
+
+
+def test_choose_is_any_callable_such_as_random_choice() -> None:
+    assert PoolConfig(choose=random.choice).choose is not None
+    assert PoolConfig(choose=lambda idle: idle[-1]).choose is not None
+
+
+@pytest.mark.parametrize(
+    ("plugin", "name"),
+    [
+        (Metrics(), "Metrics"),
+        (Named("metrics"), "metrics"),
+        (Named(""), "Named"),
+        (Named(None), "Named"),
+        (Named(7), "Named"),
+        (tracing(), "tracing"),
+        (asynccontextmanager(functools.partial(tracing))(), None),
+    ],
+)
+def test_a_plugin_is_called_by_its_name_its_function_or_its_class(
+    plugin: Any, name: str | None
+) -> None:
+    # A partial has no name of its own, so what it makes goes by its class.
+    assert plugin_name(plugin) == (name or type(plugin).__name__)
+
+
+def test_plugins_of_different_names_go_together() -> None:
+    plugins = (Metrics(), Named("a"), Named("b"), tracing())
+    assert PoolConfig(plugins=plugins).plugins == plugins
+
+
+@pytest.mark.parametrize(
+    ("plugins", "name"),
+    [
+        ([Metrics(), Metrics()], "Metrics"),
+        ([Named("a"), tracing(), Named("a")], "a"),
+        ([Metrics(), Named("Metrics")], "Metrics"),
+        ([tracing(), tracing()], "tracing"),
+    ],
+)
+def test_two_plugins_of_one_name_are_refused(plugins: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^plugins must be .*several '{name}'"):
+        PoolConfig(plugins=plugins)
 
 
 async def test_the_same_config_opens_several_pools() -> None:
@@ -103,6 +280,13 @@ async def test_the_same_config_opens_several_pools() -> None:
         ("timeout", 0),
         ("timeout", math.nan),
         ("grace", -0.25),
+        ("max_jobs", 0),
+        ("max_age", 0),
+        ("max_age", math.nan),
+        ("max_idle", 0),
+        ("max_idle", -1.5),
+        ("aging", 0),
+        ("aging", -0.25),
         ("unobserved", "warn"),
         ("name", ""),
     ],
@@ -121,6 +305,74 @@ def test_a_bad_value_is_refused_as_by_open_pool(option: str, value: Any) -> None
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("size", 1.5),
+        ("size", True),
+        ("size", None),
+        ("max_backlog", 1.5),
+        ("max_backlog", "7"),
+        ("timeout", None),
+        ("timeout", "1"),
+        ("retry", 3),
+        ("retry", Retry),
+        ("restart", None),
+        ("restart", 5),
+        ("crash_on", (BaseException,)),
+        ("crash_on", ("OSError",)),
+        ("crash_on", None),
+        ("grace", None),
+        ("middleware", pass_on),
+        ("middleware", (pass_on, pass_on_sync)),
+        ("middleware", (PassOn().sync_method,)),
+        ("middleware", (functools.partial(pass_on_sync),)),
+        ("middleware", (PassOn,)),
+        ("middleware", (1,)),
+        ("middleware", None),
+        ("hooks", Hooks()),
+        ("hooks", (Hooks,)),
+        ("plugins", Metrics()),
+        ("plugins", (Metrics,)),
+        ("plugins", (tracing,)),
+        ("plugins", (sync_tracing(),)),
+        ("plugins", (None,)),
+        ("rate", 10),
+        ("rate", Rate),
+        ("breaker", 5),
+        ("breaker", CircuitBreaker),
+        ("scale", 8),
+        ("scale", (1, 8)),
+        ("max_jobs", 1.5),
+        ("max_jobs", None),
+        ("max_age", "60"),
+        ("max_idle", None),
+        ("limiter", 3),
+        ("limiter", trio.Semaphore(3)),
+        ("choose", "random"),
+        ("choose", choose_async),
+        ("aging", None),
+        ("aging", True),
+        ("name", None),
+        ("name", b"press"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{option} must be ") as caught:
+        PoolConfig(**{option: value})
+    assert repr(value) in str(caught.value)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(TypeError, match=r"'max_job'; it has aging, .*max_jobs"):
+        open_pool(1, double, max_job=3)  # type: ignore[call-overload]
+
+
+def test_the_size_is_no_keyword() -> None:
+    with pytest.raises(TypeError, match="'size'"):
+        open_pool(1, double, size=3)  # type: ignore[call-overload]
+
+
 def test_an_option_that_overrides_a_config_is_checked() -> None:
     with pytest.raises(ValueError, match="timeout"):
         open_pool(PoolConfig(), double, timeout=0)
@@ -136,6 +388,10 @@ def test_from_env_reads_every_plain_option() -> None:
         "POOL_OVERFLOW": "reject",
         "POOL_TIMEOUT": "1.5",
         "POOL_GRACE": "0.25",
+        "POOL_MAX_JOBS": "100",
+        "POOL_MAX_AGE": "3600",
+        "POOL_MAX_IDLE": "60.5",
+        "POOL_AGING": "2.5",
         "POOL_UNOBSERVED": "log",
         "POOL_NAME": "press",
     }
@@ -145,13 +401,19 @@ def test_from_env_reads_every_plain_option() -> None:
         overflow="reject",
         timeout=1.5,
         grace=0.25,
+        max_jobs=100,
+        max_age=3600,
+        max_idle=60.5,
+        aging=2.5,
         unobserved="log",
         name="press",
     )
 
 
 def test_from_env_keeps_defaults_and_ignores_what_it_does_not_know() -> None:
+    # Those that are no plain values are not read either.
     environ = {"POOL_TIDE": "high", "SIZE": "5", "POOL_RESTART": "5", "POOL_NAME": "a"}
+    environ |= {"POOL_RETRY": "3", "POOL_RATE": "10", "POOL_SCALE": "1"}
     assert PoolConfig.from_env(environ=environ) == PoolConfig(name="a")
 
 
@@ -168,9 +430,11 @@ def test_from_env_reads_the_environment_of_the_process(
 
 
 def test_from_env_knows_infinity() -> None:
-    environ = {"POOL_MAX_BACKLOG": "inf", "POOL_TIMEOUT": "inf", "POOL_GRACE": "inf"}
+    options = ["max_backlog", "timeout", "grace", "max_jobs", "max_age", "max_idle"]
+    options.append("aging")
+    environ = {f"POOL_{option.upper()}": " inf" for option in options}
     config = PoolConfig.from_env(environ=environ)
-    assert (config.max_backlog, config.timeout, config.grace) == (math.inf,) * 3
+    assert [getattr(config, option) for option in options] == [math.inf] * 7
 
 
 @pytest.mark.parametrize(
@@ -188,6 +452,13 @@ def test_from_env_knows_infinity() -> None:
         ("POOL_TIMEOUT", "nan", "seconds > 0"),
         ("POOL_TIMEOUT", "soon", "float"),
         ("POOL_GRACE", "-1", "seconds >= 0"),
+        ("POOL_MAX_JOBS", "0", "1 or more"),
+        ("POOL_MAX_JOBS", "1.5", "int"),
+        ("POOL_MAX_AGE", "0", "seconds > 0"),
+        ("POOL_MAX_AGE", "old", "float"),
+        ("POOL_MAX_IDLE", "-1", "seconds > 0"),
+        ("POOL_AGING", "0", "seconds > 0"),
+        ("POOL_AGING", "nan", "seconds > 0"),
         ("POOL_UNOBSERVED", "warn", "'ignore'"),
         ("POOL_NAME", "", "empty"),
     ],
@@ -201,111 +472,3 @@ def test_from_env_says_which_variable_is_wrong(
     assert variable in text
     assert repr(value) in text
     assert expected in text
-
-
-# Backoff.
-
-
-def test_the_defaults_of_backoff() -> None:
-    assert Backoff() == Backoff(initial=0.1, factor=2.0, maximum=30.0, jitter=0.5)
-
-
-def test_a_backoff_grows_to_its_maximum() -> None:
-    backoff = Backoff(initial=0.25, factor=2, maximum=1.5, jitter=0)
-    assert [backoff(attempt) for attempt in range(5)] == [0.25, 0.5, 1.0, 1.5, 1.5]
-
-
-def test_a_factor_of_1_waits_the_same_each_time() -> None:
-    backoff = Backoff(initial=0.25, factor=1, jitter=0)
-    assert [backoff(attempt) for attempt in (0, 1, 9)] == [0.25] * 3
-
-
-@pytest.mark.parametrize(("draw", "wait"), [(0.0, 2.0), (0.5, 1.5), (1.0, 1.0)])
-def test_jitter_takes_off_a_share_by_chance(draw: float, wait: float) -> None:
-    backoff = Backoff(initial=2.0, jitter=0.5)
-    assert backoff(0, lambda: draw) == wait
-
-
-def test_jitter_draws_anew_each_time_and_stays_within_its_bounds() -> None:
-    waits = {Backoff(initial=1.0, jitter=0.5)(0) for _ in range(50)}
-    assert len(waits) > 1
-    assert all(0.5 <= wait <= 1.0 for wait in waits)
-
-
-@pytest.mark.parametrize("attempt", [5000, 10**9])
-def test_a_late_attempt_waits_the_maximum(attempt: int) -> None:
-    assert Backoff(jitter=0)(attempt) == 30.0
-    assert Backoff(initial=0, jitter=0)(attempt) == 0.0
-    assert Backoff(factor=1, initial=0.25, jitter=0)(attempt) == 0.25
-    # An int that is too long for a float, which a float times it would raise.
-    assert Backoff(initial=1, factor=2, jitter=0)(5000) == 30.0
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "kind"),
-    [
-        ("initial", -1, ValueError),
-        ("initial", math.nan, ValueError),
-        ("initial", math.inf, ValueError),
-        ("initial", "1", TypeError),
-        ("factor", 0.5, ValueError),
-        ("factor", math.nan, ValueError),
-        ("factor", "2", TypeError),
-        ("maximum", -1, ValueError),
-        ("maximum", math.nan, ValueError),
-        ("jitter", -0.1, ValueError),
-        ("jitter", 1.5, ValueError),
-        ("jitter", math.nan, ValueError),
-        ("jitter", "0", TypeError),
-    ],
-)
-def test_a_bad_value_of_backoff_is_named(
-    option: str, value: Any, kind: type[Exception]
-) -> None:
-    with pytest.raises(kind, match=f"^{option} ") as caught:
-        Backoff(**{option: value})
-    assert repr(value) in str(caught.value)
-
-
-# Restart.
-
-
-def test_the_defaults_of_restart() -> None:
-    assert Restart() == Restart(limit=5, within=60.0, backoff=Backoff())
-
-
-def test_a_restart_takes_any_callable_and_an_endless_limit() -> None:
-    def backoff(attempt: int) -> float:
-        return 0.25 * attempt
-
-    restart = Restart(limit=math.inf, backoff=backoff)
-    assert restart.backoff(2) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "kind"),
-    [
-        ("limit", -1, ValueError),
-        ("limit", 1.5, TypeError),
-        ("limit", math.nan, TypeError),
-        ("within", 0, ValueError),
-        ("within", -1, ValueError),
-        ("within", math.nan, ValueError),
-        ("within", "1", TypeError),
-        ("backoff", 0.25, TypeError),
-        ("backoff", None, TypeError),
-    ],
-)
-def test_a_bad_value_of_restart_is_named(
-    option: str, value: Any, kind: type[Exception]
-) -> None:
-    with pytest.raises(kind, match=f"^{option} ") as caught:
-        Restart(**{option: value})
-    assert repr(value) in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [Backoff(), Restart()])
-def test_policies_are_frozen(value: Backoff | Restart) -> None:
-    field = attrs.fields(type(value))[0].name
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        setattr(value, field, 1)

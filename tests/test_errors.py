@@ -14,16 +14,21 @@ from trio.testing import wait_all_tasks_blocked
 import trio_pool
 from trio_pool import (
     BacklogFull,
+    CircuitBreaker,
+    CircuitOpen,
     JobCancelled,
     JobDropped,
     JobError,
+    JobExpired,
     JobTimeout,
     PoolBroken,
     PoolClosed,
     PoolError,
     Restart,
     WorkerCrashed,
+    WouldDeadlock,
     WrongThread,
+    current_job,
     open_pool,
 )
 
@@ -37,6 +42,16 @@ ERRORS: list[tuple[PoolError, dict[str, Any], list[str]]] = [
         BacklogFull("press", 5),
         {"pool": "press", "max_backlog": 5, "started": False},
         ["'press'", "room", "5"],
+    ),
+    (
+        CircuitOpen("press", 1.5),
+        {"pool": "press", "reopens_in": 1.5, "started": False},
+        ["'press'", "open", "1.5 s"],
+    ),
+    (
+        WouldDeadlock("press", "process()"),
+        {"pool": "press", "wait": "process()", "started": False},
+        ["'press'", "process()", "wait for ever"],
     ),
     (
         WrongThread("press"),
@@ -72,6 +87,12 @@ ERRORS: list[tuple[PoolError, dict[str, Any], list[str]]] = [
         ["job 7", "timeout", "1.5 s"],
     ),
     (JobDropped(**UNSTARTED), UNSTARTED, ["job 7", "dropped", "had not started"]),
+    (JobExpired(**UNSTARTED), UNSTARTED, ["job 7", "ttl", "had not started"]),
+    (
+        JobExpired(**{**UNSTARTED, "job_id": "cover"}),
+        {**UNSTARTED, "job_id": "cover"},
+        ["job cover", "ttl", "had not started"],
+    ),
     (JobCancelled(**FATE), FATE, ["job 7", "cancelled", "had started"]),
     (JobCancelled(**UNSTARTED), UNSTARTED, ["job 7", "cancelled", "had not started"]),
     (WorkerCrashed(**FATE), FATE, ["job 7", "worker", "had started"]),
@@ -102,7 +123,10 @@ def test_every_error_is_below_pool_error() -> None:
 
 def test_the_errors_of_jobs_are_below_job_error() -> None:
     below = {kind for kind in public_errors() if issubclass(kind, JobError)}
-    assert below == {JobError, JobTimeout, JobDropped, JobCancelled, WorkerCrashed}
+    assert below == {
+        *(JobError, JobTimeout, JobExpired, JobDropped, JobCancelled),
+        WorkerCrashed,
+    }
 
 
 def test_errors_are_what_trio_calls_them_too() -> None:
@@ -194,6 +218,63 @@ async def test_a_dropped_job_has_not_started() -> None:
         error = caught.value
         assert (error.job_id, error.started) == (oldest.id, False)
         assert (error.attempts, error.worker) == (0, None)
+
+
+async def test_an_expired_job_has_not_started(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, obey) as pool:
+        running = await pool.submit(trio.sleep_forever)
+        late = await pool.submit(1, ttl=0.25, id="cover")
+        with pytest.raises(JobExpired) as caught:
+            await late.wait()
+        error = caught.value
+        assert (error.job_id, error.started) == (late.id, False)
+        assert (error.attempts, error.worker) == (0, None)
+        assert running.cancel()
+
+
+async def test_what_an_open_circuit_refuses_has_not_started(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    breaker = CircuitBreaker(failures=1, open_for=1.5)
+    async with open_pool(1, obey, breaker=breaker) as pool:
+        with pytest.raises(ValueError):
+            await pool.process(ValueError())
+        await trio.sleep(0.25)
+        with pytest.raises(CircuitOpen) as caught:
+            await pool.process(1)
+        assert (caught.value.started, caught.value.pool) == (False, pool.name)
+        assert caught.value.reopens_in == 1.25
+
+
+async def test_what_a_refused_wait_was_for_has_not_started() -> None:
+    ran: list[int] = []
+
+    async def outer() -> None:
+        with pytest.raises(WouldDeadlock) as caught:
+            await pool.process(ran.append, 1)  # type: ignore[arg-type]
+        assert (caught.value.started, caught.value.pool) == (False, pool.name)
+        assert caught.value.wait == "process()"
+
+    async with open_pool(1) as pool:
+        await pool.process(outer)
+        assert pool.statistics().cancelled == 1
+    assert ran == []
+
+
+async def test_the_errors_of_a_named_job_show_its_name() -> None:
+    async def cancel_itself() -> None:
+        assert current_job().cancel()
+        await trio.lowlevel.checkpoint()
+
+    async with open_pool(1) as pool:
+        reply = await pool.submit(cancel_itself, id="cover")
+        with pytest.raises(JobCancelled, match="job cover was cancelled") as caught:
+            await reply.wait()
+    assert (caught.value.job_id, caught.value.started) == ("cover", True)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.job_id == "cover"
 
 
 async def test_a_cancelled_reply_says_whether_its_job_had_started() -> None:

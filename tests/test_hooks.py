@@ -14,15 +14,18 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_pool import (
+    Backoff,
     Hooks,
     JobChanged,
     JobDropped,
+    JobExpired,
     JobState,
     JobTimeout,
     PoolBroken,
     PoolChanged,
     PoolResized,
     Restart,
+    Retry,
     WorkerChanged,
     WorkerCrashed,
     open_pool,
@@ -88,6 +91,9 @@ class Recorder(Hooks):
     def on_job_cancel(self, event: JobChanged) -> None:
         self.events.append(("job_cancel", event))
 
+    def on_job_retry(self, event: JobChanged) -> None:
+        self.events.append(("job_retry", event))
+
     def on_job_drop(self, event: JobChanged) -> None:
         self.events.append(("job_drop", event))
 
@@ -113,19 +119,21 @@ async def test_the_hooks_of_a_quiet_life_in_order(
         "worker_stop",
         "pool_stop",
     ]
-    assert recorder.events[0][1] == WorkerChanged("press", 0.0, 0, None)
-    assert recorder.events[1][1] == PoolChanged("press", 0.0)
+    started, opened = (event for _, event in recorder.events[:2])
+    assert started == WorkerChanged("worker_start", "press", 0.0, 0, None)
+    assert opened == PoolChanged("pool_start", "press", 0.0)
     (queued,) = recorder.named("job_queue")
     (started,) = recorder.named("job_start")
     (completed,) = recorder.named("job_complete")
     assert queued.job_id == started.job_id == completed.job_id
+    number = queued.job_id
     assert started == JobChanged(
-        "press", 0.0, started.job_id, JobState.RUNNING, 0, 1, None
+        "job_start", "press", 0.0, number, JobState.RUNNING, 0, 1, None
     )
     assert completed == JobChanged(
-        "press", 1.5, started.job_id, JobState.DONE, 0, 1, None
+        "job_complete", "press", 1.5, number, JobState.DONE, 0, 1, None
     )
-    assert recorder.events[-1][1] == PoolChanged("press", 1.5)
+    assert recorder.events[-1][1] == PoolChanged("pool_stop", "press", 1.5)
 
 
 async def test_a_job_that_waits_is_queued_then_started() -> None:
@@ -202,6 +210,71 @@ async def test_job_drop_tells_of_a_job_that_made_room() -> None:
         assert isinstance(event.error, JobDropped)
         assert event.attempts == 0
         assert recorder.names.count("job_queue") == 2
+
+
+async def test_job_drop_tells_of_a_job_that_waited_longer_than_its_ttl(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+    async with open_pool(0, obey, hooks=[recorder]) as pool:
+        late = await pool.submit(1, ttl=1.5)
+        with pytest.raises(JobExpired) as caught:
+            await late.wait()
+        (event,) = recorder.named("job_drop")
+        assert (event.job_id, event.state) == (late.id, JobState.EXPIRED)
+        assert (event.time, event.attempts, event.worker) == (1.5, 0, None)
+        assert event.error is caught.value
+
+
+async def test_job_retry_tells_of_the_failure_and_of_the_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+    failures = [ValueError("first"), ValueError("second")]
+    left = iter(failures)
+
+    async def flaky() -> str:
+        for failure in left:
+            raise failure
+        return "at last"
+
+    retry = Retry(attempts=3, backoff=Backoff(initial=0.25, jitter=0))
+    async with open_pool(1, obey, hooks=[recorder]) as pool:
+        assert await pool.process(flaky, key="page", retry=retry) == "at last"
+        assert await pool.process(1) == 1
+    events = recorder.named("job_retry")
+    assert [event.error for event in events] == failures
+    assert [event.delay for event in events] == [0.25, 0.5]
+    assert [event.time for event in events] == [0.0, 0.25]
+    assert [event.attempts for event in events] == [1, 2]
+    assert [event.state for event in events] == [JobState.DELAYED] * 2
+    assert {event.key for event in events} == {"page"}
+    assert recorder.names[2:-2] == [
+        *("job_queue", "job_start", "job_retry", "job_start", "job_retry"),
+        *("job_start", "job_complete"),
+        *("job_queue", "job_start", "job_complete"),
+    ]
+    # No other record has a wait before it, and no other job this key.
+    others = [event for name, event in recorder.events if name.startswith("job")]
+    assert {event.delay for event in others if event not in events} == {None}
+    assert [event.key for event in others] == ["page"] * 7 + [None] * 3
+
+
+async def test_an_event_shows_the_id_that_was_given() -> None:
+    recorder = Recorder()
+    async with open_pool(1, obey, hooks=[recorder]) as pool:
+        await (await pool.submit(1, id="cover")).wait()
+    names = ["job_queue", "job_start", "job_complete"]
+    assert [recorder.named(name)[0].job_id for name in names] == ["cover"] * 3
+
+
+async def test_every_record_says_what_happened_by_the_name_of_its_hook(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+    await live_a_full_life(recorder)
+    assert [event.kind for _, event in recorder.events] == recorder.names
+    assert {f"on_{name}" for name in recorder.names} == set(HOOKS)
 
 
 async def test_the_hooks_of_a_crash_in_order(
@@ -370,7 +443,7 @@ async def test_only_overridden_methods_are_ever_called() -> None:
             looked_up.append("called")
 
     plain = {name: vars(Hooks)[name] for name in vars(Hooks) if name.startswith("on_")}
-    assert len(plain) == 13
+    assert len(plain) == 14
     code = {method.__code__ for method in plain.values()}
     hook = Nosy()
 
@@ -402,7 +475,8 @@ HOOKS = sorted(name for name in vars(Hooks) if name.startswith("on_"))
 
 
 async def live_a_full_life(hook: Hooks) -> None:
-    """Make every hook happen twice or more."""
+    """Make every hook of a job, a worker and a resize happen twice or more."""
+    once = Retry(attempts=2, backoff=Backoff(initial=0.25, jitter=0))
     async with open_pool(
         1,
         obey,
@@ -422,6 +496,8 @@ async def live_a_full_life(hook: Hooks) -> None:
             with pytest.raises(WorkerCrashed):
                 await pool.process(SystemExit())
             await trio.sleep(1)
+            with pytest.raises(ValueError):
+                await pool.process(ValueError(), retry=once)
             go = trio.Event()
             running = await pool.submit(go.wait)
             await wait_all_tasks_blocked()
@@ -432,8 +508,9 @@ async def live_a_full_life(hook: Hooks) -> None:
             go.set()
             await running.wait()
         count = pool.statistics()
-        assert (count.done, count.failed, count.lost) == (4, 2, 2)
+        assert (count.done, count.failed, count.lost) == (4, 4, 2)
         assert (count.dropped, count.cancelled, count.restarts) == (2, 2, 2)
+        assert count.retries == 2
 
 
 @pytest.mark.parametrize("name", HOOKS)

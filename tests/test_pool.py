@@ -6,7 +6,11 @@ import functools
 import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any
 
 import attrs
@@ -15,12 +19,16 @@ import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_pool import (
+    Backoff,
+    Drain,
     JobCancelled,
+    JobExpired,
     JobState,
     Pool,
     PoolClosed,
     PoolConfig,
     PoolStatistics,
+    Retry,
     ShutdownReport,
     TaskPool,
     WorkerState,
@@ -42,10 +50,10 @@ async def obey(job: Any) -> Any:
 
 def counts(count: PoolStatistics) -> dict[str, int]:
     """Return the counts of jobs that are not 0."""
-    jobs = attrs.asdict(count)
-    for of_workers in ("size", "workers", "busy", "restarts"):
-        del jobs[of_workers]
-    return {name: number for name, number in jobs.items() if number}
+    jobs = {state.value: getattr(count, state.value) for state in JobState}
+    assert sum(jobs.values()) == count.accepted
+    found = {"accepted": count.accepted, **jobs, "retries": count.retries}
+    return {name: number for name, number in found.items() if number}
 
 
 # The three forms.
@@ -639,6 +647,137 @@ async def test_statistics_are_exact_at_every_step() -> None:
     assert counts(pool.statistics()) == counts(count)
 
 
+async def test_statistics_count_the_jobs_that_wait_for_their_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    retry = Retry(attempts=2, backoff=Backoff(initial=1.5, jitter=0))
+    async with open_pool(1, obey, max_backlog=2, unobserved="ignore") as pool:
+        await pool.submit(1, delay=0.25)
+        await pool.submit(ValueError(), retry=retry)
+        await wait_all_tasks_blocked()
+        waiting = {"accepted": 2, "delayed": 2, "retries": 1}
+        assert counts(pool.statistics()) == waiting
+        # They count as those in the queue do; only an idle worker takes more.
+        pool.pause()
+        with pytest.raises(trio.WouldBlock):
+            pool.submit_nowait(1)
+        pool.resume()
+        await trio.sleep(0.25)
+        await wait_all_tasks_blocked()
+        after = {"accepted": 2, "delayed": 1, "done": 1, "retries": 1}
+        assert counts(pool.statistics()) == after
+        await pool.join()
+        assert trio.current_time() == 1.5
+        ended = {"accepted": 2, "done": 1, "failed": 1, "retries": 1}
+        assert counts(pool.statistics()) == ended
+
+
+async def test_statistics_count_a_job_that_expired(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        await pool.submit(1.5)
+        late = await pool.submit(0.25, ttl=0.5)
+        in_time = await pool.submit(0.25, ttl=2.0)
+        with pytest.raises(JobExpired):
+            await late.wait()
+        assert trio.current_time() == 0.5
+        assert await in_time.wait() is None
+        assert trio.current_time() == 1.75
+    assert counts(pool.statistics()) == {"accepted": 3, "done": 2, "expired": 1}
+
+
+async def test_statistics_tell_how_long_jobs_wait_and_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        count = pool.statistics()
+        assert (count.oldest_wait, count.throughput) == (0.0, 0.0)
+        assert (count.wait.count, count.run.count) == (0, 0)
+        await pool.process(0.5)
+        await pool.submit(1.5)
+        await pool.submit(0.0)
+        await trio.sleep(1.0)
+        count = pool.statistics()
+        assert count.oldest_wait == 1.0
+        assert (count.wait.count, count.wait.max) == (2, 0.0)
+        assert (count.run.count, count.run.max) == (1, 0.5)
+        await pool.join()
+        count = pool.statistics()
+        assert count.oldest_wait == 0.0
+        assert (count.wait.count, count.wait.max, count.wait.mean) == (3, 1.5, 0.5)
+        assert (count.run.count, count.run.max) == (3, 1.5)
+        assert count.throughput == 3 / 2.0
+
+
+@pytest.mark.parametrize("method", ["process", "submit", "settle"])
+async def test_a_job_that_will_be_tried_again_waits_since_then_or_since_it_came(
+    method: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    retry = Retry(attempts=2, backoff=Backoff(initial=1.5, jitter=0))
+
+    async def fail(_: object) -> None:
+        await trio.sleep(0.25)
+        raise ValueError
+
+    async def call() -> None:
+        work = [1] if method == "settle" else 1
+        try:
+            await getattr(pool, method)(work, retry=retry)
+        except ValueError:
+            pass
+
+    # The time at which the clock began is no time that a job has waited.
+    await trio.sleep(100)
+    async with open_pool(1, fail, unobserved="ignore") as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.sleep(1.0)
+            count = pool.statistics()
+            assert (count.delayed, count.retries) == (1, 1)
+            assert 0.75 <= count.oldest_wait <= 1.0
+        await pool.join()
+        assert pool.statistics().oldest_wait == 0.0
+        assert pool.statistics().wait.max <= 1.75
+
+
+async def test_a_job_that_is_put_back_waits_from_when_it_was_given_in_or_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its worker is lost after it was handed over and before it has begun."""
+    scopes: list[trio.CancelScope] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        if scopes:
+            await trio.sleep(1.5)
+        with trio.CancelScope() as scope:
+            scopes.append(scope)
+            yield obey
+
+    await trio.sleep(100)
+    async with open_pool(1, worker=worker) as pool:
+        await wait_all_tasks_blocked()
+        scopes[0].cancel()
+        reply = pool.submit_nowait(1)
+        await trio.sleep(0.5)
+        assert reply.state is JobState.QUEUED
+        assert pool.statistics().oldest_wait == 0.5
+        assert await reply.wait() == 1
+        count = pool.statistics()
+        assert (count.wait.count, count.wait.max) == (1, 1.5)
+
+
+async def test_the_throughput_stands_still_after_the_block(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool:
+        await pool.process(0.5)
+    assert pool.statistics().throughput == 2.0
+    await trio.sleep(1.5)
+    assert pool.statistics().throughput == 2.0
+
+
 async def test_statistics_count_timeouts_and_drops(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -693,9 +832,14 @@ async def test_after_the_block_jobs_are_refused() -> None:
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: pool.process(1),
         lambda: pool.submit(1),
+        lambda: pool.submit_batch([1]),
         lambda: pool.map([1]),
         lambda: pool.settle([1]),
         lambda: pool.resize(2),
+        # What a job waits for does not begin in a closed pool.
+        lambda: pool.submit(1, delay=1.5),
+        lambda: pool.process(1, key="page"),
+        lambda: pool.process(1, retry=Retry()),
     ]
     for call in calls:
         with pytest.raises(PoolClosed, match="press") as caught:
@@ -706,6 +850,11 @@ async def test_after_the_block_jobs_are_refused() -> None:
     with pytest.raises(PoolClosed):
         async with pool.stream([1]):
             pytest.fail("the stream was opened")
+    with pytest.raises(PoolClosed):
+        async with pool.lease():
+            pytest.fail("a worker was lent")
+    async with pool.events() as events:
+        assert [event async for event in events] == []
     with pytest.raises(PoolClosed):
         pool.pause()
     pool.resume()
@@ -742,6 +891,11 @@ def in_a_thread(fn: Callable[[], None]) -> None:
         raise errors[0]
 
 
+async def enter(manager: AbstractAsyncContextManager[object]) -> None:
+    async with manager:
+        pytest.fail("the block was entered")
+
+
 async def test_another_thread_is_refused_and_told_how() -> None:
     async with open_pool(1, double, name="press") as pool:
         pending = await pool.submit(1)
@@ -757,9 +911,14 @@ async def test_another_thread_is_refused_and_told_how() -> None:
         awaiting: list[Callable[[], Awaitable[object]]] = [
             lambda: pool.process(1),
             lambda: pool.submit(1),
+            lambda: pool.submit(1, delay=1.5),
+            lambda: pool.submit_batch([1]),
             lambda: pool.map([1]),
             lambda: pool.settle([1]),
             lambda: pool.resize(2),
+            lambda: enter(pool.stream([1])),
+            lambda: enter(pool.lease()),
+            lambda: enter(pool.events()),
             pool.join,
             pool.shutdown,
         ]
@@ -771,12 +930,21 @@ async def test_another_thread_is_refused_and_told_how() -> None:
         assert counts(pool.statistics()) == {"accepted": 1, "done": 1}
 
 
-async def test_statistics_may_be_read_in_any_thread() -> None:
-    async with open_pool(1, double) as pool:
+async def test_statistics_may_be_read_in_any_thread(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """The clock is stopped, as how long a job waits depends on the time."""
+    async with open_pool(1, obey) as pool:
         await pool.process(1)
+        await pool.submit(trio.sleep_forever)
+        waiting = await pool.submit(2)
+        mock_clock.jump(0.5)
         count = await trio.to_thread.run_sync(pool.statistics)
         assert count == pool.statistics()
+        assert (count.oldest_wait, count.throughput) == (0.5, 2.0)
         assert await trio.to_thread.run_sync(pool.workers) == pool.workers()
+        assert waiting.cancel()
+        pool.cancel()
 
 
 async def test_a_thread_reaches_the_pool_by_from_thread() -> None:
@@ -986,6 +1154,9 @@ async def test_bad_options_of_a_job_are_refused_and_nothing_ran() -> None:
             ({"priority": 1.5}, TypeError, r"priority .*int.*got 1.5"),
             ({"priority": "1"}, TypeError, r"priority .*int.*got '1'"),
             ({"priority": True}, TypeError, r"priority .*int.*got True"),
+            ({"retry": 3}, TypeError, r"retry .*Retry, got 3"),
+            ({"retry": Retry}, TypeError, r"retry .*Retry, got <class"),
+            ({"retry": False}, TypeError, r"retry .*Retry, got False"),
         ]
         for options, kind, text in bad:
             for call in (pool.process, pool.submit):
@@ -993,11 +1164,45 @@ async def test_bad_options_of_a_job_are_refused_and_nothing_ran() -> None:
                     await call(1, **options)
             with pytest.raises(kind, match=text):
                 pool.submit_nowait(1, **options)
-            for batch in (pool.map, pool.settle):
+            for batch in (pool.map, pool.settle, pool.submit_batch):
                 with pytest.raises(kind, match=text):
                     await batch([1], **options)
             with pytest.raises(kind, match=text):
                 pool.stream([1], **options)
+        for call in (pool.process, pool.submit):
+            with pytest.raises(TypeError, match="unhashable"):
+                await call(1, key=[])
+        detached: list[tuple[dict[str, Any], type[Exception], str]] = [
+            ({"delay": -1.5}, ValueError, r"delay .*>= 0, got -1.5"),
+            ({"delay": math.inf}, ValueError, r"delay .*>= 0.*got inf"),
+            ({"delay": math.nan}, ValueError, r"delay .*>= 0.*got nan"),
+            ({"delay": "1"}, TypeError, r"delay .*>= 0.*got '1'"),
+            ({"delay": False}, TypeError, r"delay .*>= 0.*got False"),
+            ({"delay": None}, TypeError, r"delay .*>= 0.*got None"),
+            ({"ttl": 0}, ValueError, r"ttl .*> 0, got 0"),
+            ({"ttl": -1.5}, ValueError, r"ttl .*> 0, got -1.5"),
+            ({"ttl": "1"}, TypeError, r"ttl .*> 0, got '1'"),
+            ({"ttl": None}, TypeError, r"ttl .*> 0, got None"),
+            ({"drain": []}, TypeError, r"drain .*Drain, got \[\]"),
+            ({"drain": Drain}, TypeError, r"drain .*Drain, got <class"),
+            ({"id": ""}, ValueError, r"id .*not empty.*got ''"),
+            ({"id": 1.5}, TypeError, r"id .*got 1.5"),
+            ({"id": True}, TypeError, r"id .*got True"),
+        ]
+        for options, kind, text in detached:
+            with pytest.raises(kind, match=text):
+                await pool.submit(1, **options)
+            with pytest.raises(kind, match=text):
+                pool.submit_nowait(1, **options)
+        with pytest.raises(TypeError, match=r"drain .*Drain, got 5"):
+            await pool.submit_batch([1], drain=5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"priority .*int.*got 1.5"):
+            async with pool.lease(priority=1.5):  # type: ignore[arg-type]
+                pytest.fail("a worker was lent")
+        for buffer, kind in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
+            with pytest.raises(kind, match=f"buffer .*got {buffer}"):
+                async with pool.events(buffer=buffer):  # type: ignore[arg-type]
+                    pytest.fail("a stream of events was opened")
         with pytest.raises(TypeError, match="prioritty"):
             await pool.process(1, prioritty=1)  # type: ignore[call-arg]
         assert counts(pool.statistics()) == {}
@@ -1005,7 +1210,7 @@ async def test_bad_options_of_a_job_are_refused_and_nothing_ran() -> None:
 
 async def test_bad_items_are_refused_and_nothing_ran() -> None:
     async with open_pool(1, double) as pool:
-        for batch in (pool.map, pool.settle):
+        for batch in (pool.map, pool.settle, pool.submit_batch):
             with pytest.raises(TypeError, match=r"items .*iterable.*got 5"):
                 await batch(5)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"items .*iterable.*got 5"):
@@ -1046,8 +1251,11 @@ async def test_a_task_pool_refuses_what_is_no_async_function() -> None:
         for job in (5, "double"):
             with pytest.raises(TypeError, match="async_fn must be an async function"):
                 await pool.process(job)  # type: ignore[arg-type]
-            with pytest.raises(TypeError, match="async_fn must be an async function"):
-                await pool.map(job, [1])  # type: ignore[arg-type]
+            for batch in (pool.map, pool.settle, pool.submit_batch):
+                with pytest.raises(TypeError, match="async_fn must be an async func"):
+                    await batch(job, [1])
+        with pytest.raises(TypeError, match=r"tasks .*Task objects, got <function"):
+            await pool.go(double)  # type: ignore[arg-type]
         # A coroutine is closed, so that nothing is left that was never awaited.
         with pytest.raises(TypeError, match="pass the function and its arguments"):
             await pool.process(double(1))  # type: ignore[arg-type]

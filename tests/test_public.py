@@ -6,8 +6,9 @@ import enum
 import inspect
 import pkgutil
 import typing
+from collections.abc import AsyncIterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, UnionType
 from typing import Any
 
 import attrs
@@ -15,12 +16,24 @@ import pytest
 
 import trio_pool
 from trio_pool import (
+    Drain,
+    Event,
+    EventsLost,
+    EventStream,
     Hooks,
+    JobChanged,
     JobError,
+    JobId,
+    Pool,
+    PoolChanged,
     PoolError,
     PoolOptions,
+    PoolResized,
     Reply,
     Stream,
+    Task,
+    TaskPool,
+    WorkerChanged,
 )
 
 EXPORTED: dict[str, Any] = {
@@ -33,7 +46,16 @@ CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(va
 # Made to be subclassed, or a mere description of keyword arguments.
 NOT_FINAL = {Hooks, PoolError, JobError, PoolOptions}
 
-each_name = pytest.mark.parametrize("name", EXPORTED)
+# Unions have no name, module or docstring of their own.
+ALIASES = {
+    name: value for name, value in EXPORTED.items() if isinstance(value, UnionType)
+}
+# Public by name, each in a module that is public by name too.
+AT_HOME = {Stream: "streams", Drain: "drain", Task: "tasks"}
+
+each_name = pytest.mark.parametrize(
+    "name", [name for name in EXPORTED if name not in ALIASES]
+)
 each_class = pytest.mark.parametrize("name", CLASSES)
 
 
@@ -55,13 +77,18 @@ def methods(kind: type) -> dict[str, Any]:
 def test_the_exported_names_are_those_of_the_design() -> None:
     assert sorted(EXPORTED) == sorted(
         [
-            *("open_pool", "Pool", "TaskPool", "Reply", "Stream"),
+            *("open_pool", "Pool", "TaskPool", "Reply", "Stream", "Drain", "Task"),
+            *("LeasedWorker", "LeasedTaskWorker", "CurrentJob", "current_job"),
             *("PoolConfig", "PoolOptions", "Backoff", "Restart", "Hooks"),
+            *("Retry", "Rate", "CircuitBreaker", "Autoscale", "Priority"),
             *("PoolError", "PoolClosed", "PoolBroken", "BacklogFull", "WrongThread"),
+            *("CircuitOpen", "WouldDeadlock"),
             *("JobError", "JobTimeout", "JobDropped", "JobCancelled", "WorkerCrashed"),
-            *("JobState", "WorkerState", "PoolStatistics", "WorkerSnapshot"),
-            *("Settled", "ShutdownReport"),
+            *("JobExpired",),
+            *("JobId", "JobState", "WorkerState", "PoolStatistics", "WorkerSnapshot"),
+            *("Latency", "CircuitStatistics", "Settled", "ShutdownReport"),
             *("PoolChanged", "PoolResized", "WorkerChanged", "JobChanged"),
+            *("Event", "EventsLost", "EventStream"),
         ]
     )
 
@@ -69,7 +96,7 @@ def test_the_exported_names_are_those_of_the_design() -> None:
 def test_modules_are_private_or_public_by_name() -> None:
     modules = {module.name for module in pkgutil.iter_modules(trio_pool.__path__)}
     public = {name for name in modules if not name.startswith("_")}
-    assert public == {"streams"}
+    assert public == {"streams", "drain", "tasks"}
 
 
 def test_the_package_says_that_it_is_typed() -> None:
@@ -101,8 +128,8 @@ def test_every_public_method_has_a_docstring(name: str) -> None:
 @each_name
 def test_every_exported_name_shows_the_public_module(name: str) -> None:
     value = EXPORTED[name]
-    homes = {"trio_pool", "trio_pool.streams"} if value is Stream else {"trio_pool"}
-    assert value.__module__ in homes
+    home = f"trio_pool.{AT_HOME[value]}" if value in AT_HOME else "trio_pool"
+    assert value.__module__ == home
     assert value.__qualname__ == name
 
 
@@ -147,31 +174,77 @@ def test_values_are_frozen(name: str) -> None:
             kind.__setattr__(object.__new__(kind), "something", 1)
 
 
-def test_options_are_keyword_only() -> None:
-    for kind in (trio_pool.Pool, trio_pool.TaskPool):
-        for method in ("process", "submit", "submit_nowait", "map", "settle", "stream"):
-            parameters = inspect.signature(getattr(kind, method)).parameters
-            for option in ("timeout", "priority", "ordered", "ahead", "outcomes"):
-                if option in parameters:
-                    assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
+GIVING_IN = ("process", "submit", "submit_nowait", "submit_batch", "lease")
+BATCHES = ("map", "settle", "stream")
 
 
-def test_the_options_of_a_job_are_called_the_same_everywhere() -> None:
-    for kind in (trio_pool.Pool, trio_pool.TaskPool):
-        for method in ("process", "submit", "submit_nowait", "map", "settle", "stream"):
-            parameters = inspect.signature(getattr(kind, method)).parameters
-            assert {"timeout", "priority"} <= parameters.keys()
+def options_of(kind: type, method: str) -> set[str]:
+    """Name the options of a method, all of which are keyword-only."""
+    parameters = inspect.signature(getattr(kind, method)).parameters.values()
+    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_pool_and_task_pool_have_the_same_methods() -> None:
-    assert methods(trio_pool.Pool).keys() == methods(trio_pool.TaskPool).keys()
+@pytest.mark.parametrize("method", [*GIVING_IN, *BATCHES])
+@pytest.mark.parametrize("kind", [Pool, TaskPool])
+def test_what_is_worked_on_is_positional_and_options_are_keywords(
+    kind: type, method: str
+) -> None:
+    parameters = inspect.signature(getattr(kind, method)).parameters.values()
+    positional = [p.name for p in parameters if p.name not in options_of(kind, method)]
+    work: list[str] = []
+    if method != "lease":
+        many = method in {"submit_batch", *BATCHES}
+        work = ["items" if many else "job_input"]
+        if kind is TaskPool:
+            work = ["async_fn", "items" if many else "args"]
+    assert positional == ["self", *work]
+
+
+@pytest.mark.parametrize("kind", [Pool, TaskPool])
+def test_the_options_of_a_job_are_called_the_same_everywhere(kind: type) -> None:
+    every = {"timeout", "priority", "retry"}
+    detached = {*every, "key", "delay", "ttl", "drain", "id"}
+    assert {name: options_of(kind, name) for name in (*GIVING_IN, *BATCHES)} == {
+        "process": {*every, "key"},
+        "submit": detached,
+        "submit_nowait": detached,
+        "submit_batch": {*every, "drain"},
+        "lease": {"priority"},
+        "map": every,
+        "settle": every,
+        "stream": {*every, "ordered", "ahead", "outcomes"},
+    }
+
+
+def test_a_task_has_every_option_that_submit_has() -> None:
+    fields = {field.name for field in attrs.fields(Task)}
+    assert fields - {"fn", "args"} == options_of(TaskPool, "submit")
+    setters = {name.removeprefix("with_") for name in methods(Task)}
+    assert fields - {"fn", "args", "drain"} == setters & fields
+
+
+def test_both_kinds_of_pool_default_the_same() -> None:
+    for method in (*GIVING_IN, *BATCHES):
+        of_pool, of_task_pool = (
+            inspect.signature(getattr(kind, method)).parameters
+            for kind in (Pool, TaskPool)
+        )
+        for option in options_of(Pool, method):
+            assert of_pool[option].default == of_task_pool[option].default
+            assert of_pool[option].annotation == of_task_pool[option].annotation
+
+
+def test_pool_and_task_pool_have_the_same_methods_but_for_go() -> None:
+    assert methods(TaskPool).keys() - methods(Pool).keys() == {"go"}
+    assert methods(Pool).keys() - methods(TaskPool).keys() == set()
 
 
 def test_the_methods_of_a_pool_are_those_of_the_design() -> None:
-    assert methods(trio_pool.Pool).keys() == {
-        *("process", "submit", "submit_nowait", "map", "settle", "stream"),
+    assert methods(Pool).keys() == {
+        *("process", "submit", "submit_nowait", "submit_batch", "lease"),
+        *("map", "settle", "stream"),
         *("resize", "pause", "resume", "join", "shutdown", "cancel"),
-        *("size", "name", "closed", "statistics", "workers"),
+        *("size", "name", "closed", "statistics", "workers", "events", "plugin"),
     }
 
 
@@ -179,6 +252,57 @@ def test_the_members_of_a_reply_are_those_of_the_design() -> None:
     assert methods(Reply).keys() == {
         *("wait", "cancel", "done", "state", "outcome", "id", "worker", "attempts"),
     }
+
+
+def test_the_members_of_a_drain_are_those_of_the_design() -> None:
+    assert methods(Drain).keys() == {
+        *("send", "collect", "count", "total", "close", "closed"),
+    }
+
+
+def test_the_members_of_a_task_are_those_of_the_design() -> None:
+    assert methods(Task).keys() == {
+        *("with_input", "with_retry", "with_timeout", "with_priority", "with_key"),
+        *("with_delay", "with_ttl", "with_id", "drain_to", "options", "run"),
+    }
+
+
+def test_the_members_of_an_event_stream_are_those_of_the_design() -> None:
+    assert methods(EventStream).keys() == {"lost", "close"}
+
+
+@pytest.mark.parametrize("kind", [Drain, Stream, EventStream])
+def test_what_is_read_by_async_for_is_its_own_iterator(kind: type) -> None:
+    assert issubclass(kind, AsyncIterator)
+
+
+def test_the_type_aliases_are_unions_of_public_types() -> None:
+    assert set(ALIASES) == {"Event", "JobId"}
+    assert set(typing.get_args(JobId)) == {int, str}
+    assert set(typing.get_args(Event)) == {
+        *(PoolChanged, PoolResized, WorkerChanged, JobChanged, EventsLost),
+    }
+
+
+@pytest.mark.parametrize("kind", typing.get_args(Event), ids=lambda kind: kind.__name__)
+def test_the_records_of_events_say_what_where_and_when_first(kind: Any) -> None:
+    fields = [field.name for field in attrs.fields(kind)]
+    assert fields[:3] == ["kind", "pool", "time"]
+
+
+def test_each_hook_gets_the_kind_of_record_that_has_its_name() -> None:
+    """So that a type checker tells the records apart by their kinds."""
+    of_hooks: dict[str, type] = {
+        name.removeprefix("on_"): typing.get_type_hints(hook)["event"]
+        for name, hook in methods(Hooks).items()
+    }
+    of_kinds = {
+        kind: record
+        for record in typing.get_args(Event)
+        if record is not EventsLost
+        for kind in typing.get_args(typing.get_type_hints(record)["kind"])
+    }
+    assert of_hooks == of_kinds
 
 
 def test_job_states_are_live_or_terminal() -> None:

@@ -20,7 +20,7 @@ from trio.lowlevel import (
 )
 
 from ._events import JobState
-from ._job import Job
+from ._job import Job, Terms
 from ._trio import WAKE
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
-    from ._supervisor import Supervisor
+    from ._dispatch import Dispatch
+    from ._policy import Retry
     from ._worker import Worker
 
 
@@ -80,6 +81,7 @@ class Batch:
         "advance",
         "context",
         "cut",
+        "dispatch",
         "ended_early",
         "exhausted",
         "fn",
@@ -90,10 +92,12 @@ class Batch:
         "live",
         "pool_error",
         "priority",
+        "put_offs",
+        "queued_at",
+        "retry",
         "source_error",
         "stop_at",
         "stopped",
-        "supervisor",
         "taken",
         "timeout",
         "values",
@@ -102,7 +106,7 @@ class Batch:
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        dispatch: Dispatch,
         sink: Sink,
         context: Context,
         timeout: float,
@@ -111,14 +115,20 @@ class Batch:
         keeps: bool = False,
         fn: Callable[..., Any] | None = None,
         values: list[Any] | None = None,
+        retry: Retry | None = None,
     ) -> None:
-        self.supervisor = supervisor
+        self.dispatch = dispatch
         self.context = context
         self.timeout = timeout
         self.priority = priority
         self.keeps = keeps
         self.fn = fn
         """What a `TaskPool` calls with each item."""
+        self.retry = retry
+        """Replaces the retry policy of the pool."""
+        self.put_offs: set[Job] = set()
+        """Items that failed and wait for, or are in, another attempt."""
+        self.queued_at = 0.0
         self.waiting = False
         self.hungry = False
         self.taken = 0
@@ -161,7 +171,7 @@ class Batch:
             # In a context of its own: what it sets is no job's business.
             run = self.context.copy().run
             self.advance = partial(run, _advance)  # type: ignore[call-arg]
-        self._look()
+        self.look()
 
     @property
     def pulled(self) -> int:
@@ -175,16 +185,17 @@ class Batch:
 
     def is_alone(self) -> bool:
         """Say whether a worker may just go on with this batch's next item."""
-        supervisor = self.supervisor
+        dispatch = self.dispatch
         return (
             self.values is not None
             and self.iterator is not None
             and self.fn is None
             and self.timeout == math.inf
-            and not supervisor.watched
-            and not supervisor.room.count
-            and not supervisor.line.count
-            and supervisor.line.batches == 1
+            and dispatch.solo
+            and not dispatch.watched
+            and not dispatch.room.count
+            and not dispatch.line.count
+            and dispatch.line.sources == 1
             and not self.stopped
         )
 
@@ -213,7 +224,7 @@ class Batch:
         else:
             job.attempts = 0
             job.error = job.traceback = None
-            job.overdue = False
+            job.overdue = job.cancel_asked = False
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = self.taken
         job.name()
@@ -225,14 +236,23 @@ class Batch:
         return job
 
     def _ticket(self) -> Job:
-        job = Job(self.supervisor, 0, None, self.context, self.timeout)
+        job = Job(self.dispatch, 0, None, self.context, self.timeout)
         job.priority = self.priority
         job.batch = self
+        if self.retry is not None:
+            job.terms = Terms(retry=self.retry)
         return job
+
+    def put_off(self, job: Job) -> None:
+        """Keep the record of an item that will be tried again for that item."""
+        self.put_offs.add(job)
+        if job.worker is not None and job.worker.ticket is job:
+            job.worker.ticket = None
 
     def answer(self, job: Job) -> None:
         """Pass on what became of an item."""
         self.live -= 1
+        self.put_offs.discard(job)
         called_off = self.stopped and self.pool_error is None
         if called_off and job.state is JobState.CANCELLED:
             self.ended_early += 1
@@ -243,7 +263,7 @@ class Batch:
         if not self.live and self.exhausted:
             self._end()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Get in line if there is something to pull."""
         if (
             not self.hungry
@@ -252,7 +272,7 @@ class Batch:
             and (self.iterator is not None or self._queue)
         ):
             self.hungry = True
-            self.supervisor.offer(self)
+            self.dispatch.offer(self)
 
     def _run_out(self) -> None:
         self.exhausted = True
@@ -263,7 +283,8 @@ class Batch:
             self._wake_feeder()
         if not self.live:
             self._end()
-        self.supervisor.check_drained()
+        if self.dispatch.listeners:
+            self.dispatch.hear_end()
 
     def _end(self) -> None:
         self._sink.ended()
@@ -281,14 +302,18 @@ class Batch:
             if self._feeding is not None:
                 self._feeding.cancel(reason="a batch of trio_pool was called off")
             self._run_out()
-            self.supervisor.cancel_batch(self)
+            self.dispatch.cancel_batch(self)
+
+    def is_stuck(self, task: Task) -> bool:
+        """Say whether no worker has an item of it, and one would be needed."""
+        return not self.live and not self.exhausted
 
     def move_on(self, stop_at: float) -> None:
         """Let items below the index ``stop_at`` be taken."""
         self.stop_at = stop_at
         if self._feeder is not None:
             self._wake_feeder()
-        self._look()
+        self.look()
 
     # What the task of the call does.
 
@@ -307,7 +332,7 @@ class Batch:
                 while not self.exhausted:
                     item = await _advance_async(iterator)
                     self._queue.append(item)
-                    self._look()
+                    self.look()
                     await self._wait_for_need()
             except StopAsyncIteration:
                 self._run_out_of_feed()
@@ -320,7 +345,7 @@ class Batch:
                     await iterator.aclose()
 
     async def _wait_for_need(self) -> None:
-        width = max(1, self.supervisor.wanted)
+        width = max(1, self.dispatch.wanted)
         while not self.exhausted and (
             len(self._queue) >= width or self.taken + len(self._queue) >= self.stop_at
         ):
@@ -335,7 +360,7 @@ class Batch:
         if self._queue:
             # What was fed goes on as a plain source that will run out.
             self.iterator = _drain(self._queue)
-            self._look()
+            self.look()
         else:
             self._run_out()
 

@@ -60,6 +60,46 @@ class BacklogFull(PoolError, trio.WouldBlock):
 
 
 @final
+class CircuitOpen(PoolError):
+    """The pool's circuit breaker is open; the job was not accepted, or not run."""
+
+    started = False
+
+    def __init__(self, pool: str, reopens_in: float) -> None:
+        super().__init__(pool, reopens_in)
+        self.pool = pool
+        self.reopens_in = reopens_in
+        """Seconds until a call has a chance again."""
+
+    def __str__(self) -> str:
+        return (
+            f"the circuit breaker of pool {self.pool!r} is open; "
+            f"a call has a chance again in {self.reopens_in:.3g} s"
+        )
+
+
+@final
+class WouldDeadlock(PoolError):
+    """A job would wait for its own pool, with no worker left to end the wait.
+
+    What it was going to wait for never started.
+    """
+
+    started = False
+
+    def __init__(self, pool: str, wait: str) -> None:
+        super().__init__(pool, wait)
+        self.pool = pool
+        self.wait = wait
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wait} inside a job of pool {self.pool!r} would wait for ever, as "
+            "the job holds the worker it waits for; use another pool, or a larger one"
+        )
+
+
+@final
 class PoolBroken(PoolError):
     """The pool gave up: its restart budget was spent, or its supervisor failed.
 
@@ -72,7 +112,7 @@ class PoolBroken(PoolError):
         self,
         pool: str,
         reason: str,
-        job_id: int | None = None,
+        job_id: int | str | None = None,
         started: bool = False,
         attempts: int = 0,
         worker: int | None = None,
@@ -101,7 +141,7 @@ class JobError(PoolError):
     """
 
     def __init__(
-        self, job_id: int, started: bool, attempts: int, worker: int | None
+        self, job_id: int | str, started: bool, attempts: int, worker: int | None
     ) -> None:
         super().__init__(job_id, started, attempts, worker)
         self.job_id = job_id
@@ -121,7 +161,7 @@ class JobTimeout(JobError, trio.TooSlowError):
 
     def __init__(
         self,
-        job_id: int,
+        job_id: int | str,
         started: bool,
         attempts: int,
         worker: int | None,
@@ -141,6 +181,13 @@ class JobDropped(JobError):
     """The job made room for a newer one before it could start."""
 
     _what = "was dropped from a full backlog"
+
+
+@final
+class JobExpired(JobError):
+    """The job waited longer than its ``ttl`` (seconds) and never started."""
+
+    _what = "waited longer than its ttl"
 
 
 @final

@@ -1,15 +1,20 @@
-"""What the pool tells about itself: hooks, statistics and other records."""
+"""What the pool tells about itself: events, hooks, statistics, other records."""
 
 import enum
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar, final
+from collections.abc import Hashable
+from typing import Generic, Literal, TypeAlias, TypeVar, final
 
 import attrs
 import outcome
 
+from ._latency import Latency
+
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+JobId: TypeAlias = int | str
+"""What names a job in its pool: a number, or the text given as ``id``."""
 
 log = logging.getLogger("trio_pool")
 
@@ -53,11 +58,33 @@ class WorkerState(enum.Enum):
     STOPPED = "stopped"
 
 
+PoolKind: TypeAlias = Literal["pool_start", "pool_stop"]
+"""What `PoolChanged` tells of: the name of the hook, without ``on_``."""
+
+WorkerKind: TypeAlias = Literal[
+    "worker_start", "worker_stop", "worker_crash", "worker_restart"
+]
+"""What `WorkerChanged` tells of: the name of the hook, without ``on_``."""
+
+JobKind: TypeAlias = Literal[
+    "job_queue",
+    "job_start",
+    "job_complete",
+    "job_error",
+    "job_cancel",
+    "job_retry",
+    "job_drop",
+]
+"""What `JobChanged` tells of: the name of the hook, without ``on_``."""
+
+
 @final
 @attrs.frozen
 class PoolChanged:
     """The pool started or stopped."""
 
+    kind: PoolKind
+    """What happened."""
     pool: str
     """The pool's name."""
     time: float
@@ -69,6 +96,8 @@ class PoolChanged:
 class PoolResized:
     """Another number of workers is wanted."""
 
+    kind: Literal["resize"]
+    """What happened."""
     pool: str
     """The pool's name."""
     time: float
@@ -84,6 +113,8 @@ class PoolResized:
 class WorkerChanged:
     """A worker started, stopped, crashed or was restarted."""
 
+    kind: WorkerKind
+    """What happened."""
     pool: str
     """The pool's name."""
     time: float
@@ -99,11 +130,13 @@ class WorkerChanged:
 class JobChanged:
     """A job reached another state."""
 
+    kind: JobKind
+    """What happened."""
     pool: str
     """The pool's name."""
     time: float
     """When, on `trio.current_time()`."""
-    job_id: int
+    job_id: JobId
     """The job's id."""
     state: JobState
     """The state it reached."""
@@ -112,7 +145,31 @@ class JobChanged:
     attempts: int
     """How often it was started."""
     error: BaseException | None
-    """What its caller hears, when that is an error."""
+    """What its caller hears, when that is an error; what the last attempt
+    raised, when another will follow."""
+    key: Hashable = None
+    """The job's key; None if it has none."""
+    delay: float | None = None
+    """Seconds until the next attempt, for ``job_retry`` only."""
+
+
+@final
+@attrs.frozen
+class EventsLost:
+    """The reader of an event stream was too slow: events are missing here."""
+
+    kind: Literal["lost"] = attrs.field(default="lost", init=False)
+    """What happened."""
+    pool: str
+    """The pool's name."""
+    time: float
+    """When the first of them was lost, on `trio.current_time()`."""
+    count: int
+    """How many were lost between the event before this one and the next."""
+
+
+Event: TypeAlias = PoolChanged | PoolResized | WorkerChanged | JobChanged | EventsLost
+"""Whatever an event stream gives; told apart by ``kind`` or by class."""
 
 
 class Hooks:
@@ -160,53 +217,17 @@ class Hooks:
     def on_job_cancel(self, event: JobChanged) -> None:
         """A job was cancelled."""
 
+    def on_job_retry(self, event: JobChanged) -> None:
+        """A job failed and will be tried again."""
+
     def on_job_drop(self, event: JobChanged) -> None:
-        """A waiting job made room for a newer one."""
-
-
-HOOK_NAMES = tuple(name for name in vars(Hooks) if name.startswith("on_"))
-
-Listener = Callable[[Any], None]
-
-
-@final
-class HookCalls:
-    """The overridden methods of some hooks, by name; one that raises is dropped."""
-
-    def __init__(self, hooks: Iterable[Hooks]) -> None:
-        found: dict[str, list[Listener]] = {}
-        for name in HOOK_NAMES:
-            plain = getattr(Hooks, name)
-            found[name] = [
-                getattr(hook, name)
-                for hook in hooks
-                if getattr(type(hook), name) is not plain or name in vars(hook)
-            ]
-        self._found = found
-        self.any_job_hook = any(
-            found[name] for name in found if name.startswith("on_job_")
-        )
-
-    def listening(self, name: str) -> bool:
-        """Say whether anyone listens, so that the event need not be made."""
-        return bool(self._found[name])
-
-    def call(self, name: str, event: object) -> None:
-        """Tell every listener; drop and log the one that raises."""
-        for listener in tuple(self._found[name]):
-            try:
-                listener(event)
-            except BaseException:
-                # Not even an exit: the caller of the job waits to be woken.
-                if listener in self._found[name]:
-                    self._found[name].remove(listener)
-                log.exception("the hook %s raised and is not called again", name)
+        """A waiting job made room for a newer one, or waited longer than its ttl."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class PoolStatistics:
-    """Counts of one moment, exact.
+    """Counts of one moment, exact, and the times of jobs so far.
 
     ``accepted == delayed + queued + running + done + failed + timed_out +
     cancelled + expired + dropped + lost``, always.
@@ -235,13 +256,23 @@ class PoolStatistics:
     cancelled: int
     """Jobs that were cancelled, waiting or running."""
     expired: int
-    """Jobs that waited too long."""
+    """Jobs that waited longer than their ttl."""
     dropped: int
     """Jobs that made room for newer ones."""
     lost: int
     """Jobs that lost their worker, or the pool."""
+    retries: int
+    """Attempts after the first that were scheduled."""
     restarts: int
     """Crashed workers that were set up again."""
+    oldest_wait: float
+    """Seconds that the job waiting longest has waited; 0.0 if none waits."""
+    wait: Latency
+    """How long the jobs that were started had waited, in seconds."""
+    run: Latency
+    """How long the attempts ran, in seconds."""
+    throughput: float
+    """Jobs that ended per second since the pool opened, until it stopped."""
 
 
 @final
@@ -253,7 +284,7 @@ class WorkerSnapshot:
     """The worker's id: its slot's number, from 0."""
     state: WorkerState
     """What it is doing."""
-    job_id: int | None
+    job_id: JobId | None
     """The id of the job it has."""
     job_age: float | None
     """Seconds since that job started."""

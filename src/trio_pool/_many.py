@@ -23,11 +23,11 @@ from trio.lowlevel import (
 )
 
 from ._batch import Batch
+from ._checks import note, refuse
 from ._errors import JobCancelled, PoolBroken
 from ._events import UNHEARD, JobState, Settled
 from ._job import outcome_of, raise_caught
 from ._nursery import open_bare_nursery
-from ._policy import refuse
 from ._trio import WAKE
 from .streams import Stream
 
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
+    from ._dispatch import Dispatch
     from ._job import Job
-    from ._supervisor import Supervisor
+    from ._policy import Retry
 
 
 def _name(item: object, index: int) -> str:
@@ -70,7 +71,7 @@ class _Values:
         error = job.error
         assert error is not None
         error = error.with_traceback(job.traceback)
-        error.add_note(_name(job.item, job.index))
+        note(error, _name(job.item, job.index))
         self.failures.append(error)
         del error
         self.batch.stop()
@@ -97,22 +98,24 @@ class _Settleds:
 
 
 async def map_items(
-    supervisor: Supervisor,
+    dispatch: Dispatch,
     items: Any,
     timeout: float,
     priority: int,
+    retry: Retry | None,
     fn: Callable[..., Any] | None = None,
 ) -> list[Any]:
     """Run a job for each item; see `Pool.map`."""
     sink = _Values()
     batch = sink.batch = Batch(
-        supervisor,
+        dispatch,
         sink,
         copy_context(),
         timeout,
         priority,
         fn=fn,
         values=sink.values,
+        retry=retry,
     )
     cancelled: BaseException | None = None
     try:
@@ -141,7 +144,7 @@ async def map_items(
             failures = [*failures, cancelled]
         try:
             raise BaseExceptionGroup(
-                f"map of pool {supervisor.config.name!r} failed", failures
+                f"map of pool {dispatch.config.name!r} failed", failures
             )
         finally:
             del failures, cancelled, sink, batch
@@ -149,15 +152,16 @@ async def map_items(
 
 
 async def settle_items(
-    supervisor: Supervisor,
+    dispatch: Dispatch,
     items: Any,
     timeout: float,
     priority: int,
+    retry: Retry | None,
     fn: Callable[..., Any] | None = None,
 ) -> list[Any]:
     """Run a job for each item and keep all outcomes; see `Pool.settle`."""
     sink = _Settleds()
-    batch = Batch(supervisor, sink, copy_context(), timeout, priority, fn=fn)
+    batch = Batch(dispatch, sink, copy_context(), timeout, priority, fn=fn, retry=retry)
     await _run(batch, items)
     _raise_cut(batch)
     return sink.results
@@ -174,9 +178,10 @@ def _raise_cut(batch: Batch) -> None:
 @enable_ki_protection
 async def _run(batch: Batch, items: Any) -> None:
     """Feed a batch and wait for its end, whatever happens meanwhile."""
-    supervisor = batch.supervisor
+    dispatch = batch.dispatch
     _open(batch, items)
     try:
+        dispatch.check_wait(current_task(), batch, "a wait for all of a batch")
         if isinstance(items, AsyncIterable):
             await batch.feed(items)
         await batch.wait()
@@ -184,7 +189,7 @@ async def _run(batch: Batch, items: Any) -> None:
         await _abandon(batch)
         raise
     finally:
-        supervisor.forget(batch)
+        dispatch.forget(batch)
 
 
 async def _abandon(batch: Batch) -> None:
@@ -194,16 +199,16 @@ async def _abandon(batch: Batch) -> None:
 
 
 def _open(batch: Batch, items: object) -> None:
-    supervisor = batch.supervisor
-    supervisor.check_thread()
-    if supervisor.closed:
-        raise supervisor.refusal()
+    dispatch = batch.dispatch
+    dispatch.check_thread()
+    if dispatch.closed:
+        raise dispatch.refusal()
     if isinstance(items, Iterable):
         iterator = iter(items)
-        supervisor.batches[batch] = None
+        dispatch.sources[batch] = None
         batch.open(iterator)
     elif isinstance(items, AsyncIterable):
-        supervisor.batches[batch] = None
+        dispatch.sources[batch] = None
     else:
         expected = "an iterable or an async iterable"
         raise TypeError(refuse("items", items, expected))
@@ -248,9 +253,11 @@ class _Window:
         while not self._has_next():
             if self._over():
                 self._finish()
+            task = current_task()
             if self._reader is not None:
                 raise trio.BusyResourceError("another task is reading this stream")
-            self._reader = current_task()
+            self.batch.dispatch.check_wait(task, self.batch, "reading a stream")
+            self._reader = task
             await wait_task_rescheduled(self._abort)
         index = self._read if self._ordered else self._order.popleft()
         job = self._ready.pop(index)
@@ -259,7 +266,7 @@ class _Window:
         if self._outcomes:
             return Settled(job.index, job.item, outcome_of(job))
         if job.error is not None:
-            job.error.add_note(_name(job.item, job.index))
+            note(job.error, _name(job.item, job.index))
             if isinstance(job.error, StopAsyncIteration):
                 raise RuntimeError(
                     f"job {job.id} raised StopAsyncIteration"
@@ -286,17 +293,18 @@ class _Window:
         """Hand the failures that were not read to the pool, and forget the rest."""
         for job in self._ready.values():
             if job.state in UNHEARD:
-                self.batch.supervisor.unheard[job] = None
+                self.batch.dispatch.unheard[job] = None
         self._ready.clear()
         self._order.clear()
 
 
 @asynccontextmanager
 async def open_stream(
-    supervisor: Supervisor,
+    dispatch: Dispatch,
     items: Any,
     timeout: float,
     priority: int,
+    retry: Retry | None,
     ordered: bool,
     ahead: int,
     outcomes: bool,
@@ -306,7 +314,7 @@ async def open_stream(
     window = _Window(ordered, ahead, outcomes)
     stream = Stream[Any](window.read)
     batch = window.batch = Batch(
-        supervisor,
+        dispatch,
         window,
         copy_context(),
         timeout,
@@ -314,6 +322,7 @@ async def open_stream(
         stop_at=ahead,
         keeps=True,
         fn=fn,
+        retry=retry,
     )
     await checkpoint()
     _open(batch, items)
@@ -329,5 +338,5 @@ async def open_stream(
                     batch.stop()
     finally:
         await _abandon(batch)
-        supervisor.forget(batch)
+        dispatch.forget(batch)
         window.leave()

@@ -1,81 +1,25 @@
-"""The frozen values that users set: the pool's options, restarts and backoff."""
+"""The frozen values that say when to wait, to try again, and how much to hire."""
 
-import itertools
+import enum
 import math
-import os
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, TypedDict, final, get_args
+import sys
+from collections.abc import Callable
+from typing import Any, final
 
 import attrs
 
-from ._events import Hooks
-
-Overflow = Literal["wait", "reject", "drop_oldest"]
-Unobserved = Literal["raise", "log", "ignore"]
-
-_names = itertools.count(1)
-
-
-def refuse(option: str, value: object, expected: str) -> str:
-    """Word the error for a bad value: the option, the value, what was expected."""
-    return f"{option} must be {expected}, got {value!r}"
-
-
-def check_count(option: str, value: object) -> None:
-    """Accept a whole number, 0 or more."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(refuse(option, value, "an int, 0 or more"))
-    if value < 0:
-        raise ValueError(refuse(option, value, "an int, 0 or more"))
-
-
-def check_bound(option: str, value: object) -> None:
-    """Accept a whole number, 0 or more, or ``math.inf``."""
-    if value != math.inf:
-        if isinstance(value, float):
-            raise TypeError(refuse(option, value, "an int, 0 or more, or math.inf"))
-        check_count(option, value)
-
-
-def check_seconds(
-    option: str, value: object, *, zero: bool = True, infinite: bool = True
-) -> None:
-    """Accept a number of seconds; ``math.inf`` stands for "for ever"."""
-    expected = f"a number of seconds {'>= 0' if zero else '> 0'}"
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(refuse(option, value, expected))
-    if math.isnan(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(refuse(option, value, expected))
-    if math.isinf(value) and not infinite:
-        raise ValueError(refuse(option, value, f"{expected}, and finite"))
-
-
-def check_priority(value: object) -> None:
-    """Accept any int."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(refuse("priority", value, "an int, higher first"))
-
-
-_Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def _valid(check: Callable[..., None], **how: bool) -> _Check:
-    def validate(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-        check(field.name, value, **how)
-
-    return validate
-
-
-def _check_choice(kind: object) -> _Check:
-    choices = get_args(kind)
-
-    def validate(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-        if value not in choices:
-            expected = "one of " + ", ".join(map(repr, choices))
-            raise ValueError(refuse(field.name, value, expected))
-
-    return validate
+from ._checks import (
+    are_errors,
+    as_types,
+    check_bound,
+    check_count,
+    check_seconds,
+    is_async,
+    note,
+    refuse,
+    valid,
+)
 
 
 def _check_factor(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
@@ -90,44 +34,67 @@ def _check_jitter(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         raise ValueError(refuse(field.name, value, "a number from 0 to 1"))
 
 
-def _check_backoff(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if not callable(value):
-        expected = "a Backoff or a callable (attempt) -> seconds"
+def _is_of_tenacity(value: object, *families: str) -> bool:
+    """Return whether this is one of tenacity's objects, without importing it.
+
+    Those that are joined by ``|``, ``&`` or ``+`` are of the same family.
+    """
+    modules = {kind.__module__ for kind in type(value).__mro__}
+    return any(f"tenacity.{family}" in modules for family in families)
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether this is a sync callable that knows nothing of tenacity."""
+    return (
+        callable(value)
+        # A class is callable too, but nearly always its objects were meant.
+        and not (isinstance(value, type) and not issubclass(value, (int, float)))
+        and not is_async(value)
+        and not _is_of_tenacity(value, "wait", "stop", "retry")
+    )
+
+
+def _check_wait(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not _is_plain(value):
+        expected = "a Backoff or a sync callable (number of the wait) -> seconds"
         raise TypeError(refuse(field.name, value, expected))
 
 
-def _check_restart(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, Restart):
-        raise TypeError(refuse(field.name, value, "a Restart"))
+def _check_backoff(owner: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not _is_of_tenacity(value, "wait"):
+        _check_wait(owner, field, value)
 
 
-def _check_name(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(refuse(field.name, value, "a str"))
-    if not value:
-        raise ValueError(refuse(field.name, value, "a str that is not empty"))
+def _check_attempts(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if _is_of_tenacity(value, "stop"):
+        return
+    if not isinstance(value, (int, float)):
+        expected = "an int, 1 or more, math.inf, or one of tenacity's stop objects"
+        raise TypeError(refuse(field.name, value, expected))
+    check_bound(field.name, value, zero=False)
 
 
-def _check_hooks(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    expected = "a sequence of Hooks objects"
-    if not isinstance(value, tuple) or not all(isinstance(h, Hooks) for h in value):
+def _check_on(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not are_errors(value) and not _is_plain(value):
+        expected = "Exception subclasses or a sync callable (error) -> bool"
         raise TypeError(refuse(field.name, value, expected))
 
 
-def _check_types(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, tuple) or not all(
-        isinstance(t, type) and issubclass(t, Exception) for t in value
-    ):
-        expected = "a tuple of Exception subclasses"
-        raise TypeError(refuse(field.name, value, expected))
+def _check_max(owner: "Autoscale", field: "attrs.Attribute[Any]", value: Any) -> None:
+    check_count(field.name, value, zero=False)
+    if owner.min > value:
+        expected = f"an int that is not above max, which is {value}"
+        raise ValueError(refuse("min", owner.min, expected))
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+@final
+class Priority(enum.IntEnum):
+    """Names for common priorities; any int is one, and higher goes first."""
 
-
-def _as_types(value: Any) -> Any:
-    return (value,) if isinstance(value, type) else _as_tuple(value)
+    LOW = -1
+    NORMAL = 0
+    HIGH = 1
+    CRITICAL = 2
 
 
 @final
@@ -142,12 +109,12 @@ class Backoff:
     """
 
     initial: float = attrs.field(
-        default=0.1, validator=_valid(check_seconds, infinite=False)
+        default=0.1, validator=valid(check_seconds, infinite=False)
     )
     """Seconds of the first wait."""
     factor: float = attrs.field(default=2.0, validator=_check_factor)
     """What each wait is multiplied by to give the next; 1 or more."""
-    maximum: float = attrs.field(default=30.0, validator=_valid(check_seconds))
+    maximum: float = attrs.field(default=30.0, validator=valid(check_seconds))
     """Seconds that no wait exceeds."""
     jitter: float = attrs.field(default=0.5, validator=_check_jitter)
     """The share of a wait, 0 to 1, that chance may take off."""
@@ -160,7 +127,9 @@ class Backoff:
         ``draw`` returns chance, uniform from 0 to 1.
         """
         try:
-            wait = min(self.maximum, self.initial * self.factor**attempt)
+            # A power of floats overflows at once; one of ints would be worked
+            # out to its last digit first.
+            wait = min(self.maximum, self.initial * float(self.factor) ** attempt)
         except OverflowError:
             wait = self.maximum if self.initial else 0.0
         return wait * (1 - self.jitter * draw())
@@ -177,128 +146,198 @@ class Restart:
     never less than 10 ms.
     """
 
-    limit: float = attrs.field(default=5, validator=_valid(check_bound))
+    limit: float = attrs.field(default=5, validator=valid(check_bound))
     """Crashes that are forgiven within the window; ``math.inf`` allowed."""
     within: float = attrs.field(
-        default=60.0, validator=_valid(check_seconds, zero=False)
+        default=60.0, validator=valid(check_seconds, zero=False)
     )
     """Length of the window, in seconds."""
     backoff: Callable[[int], float] = attrs.field(
-        factory=Backoff, validator=_check_backoff
+        factory=Backoff, validator=_check_wait
     )
     """A `Backoff`, or any callable from the number of the wait to seconds."""
 
 
-def _env_count(text: str) -> float:
-    return math.inf if text.strip().lower() == "inf" else int(text)
+@final
+@attrs.frozen
+class Retry:
+    """How often, after what wait and after which errors a job is tried again.
+
+    A job whose worker died under it may have done half its work, so it is
+    tried again only if ``on`` says so by name: by `WorkerCrashed`, `JobError`
+    or `PoolError`, or by a predicate. ``Exception`` does not mean it.
+    Cancellation, Ctrl-C and exits are never followed by another try.
+
+    tenacity's ``stop_*`` and ``wait_*`` objects serve as ``attempts`` and
+    ``backoff``. They see the number of tries made, the seconds since the first
+    one started, the coming wait and the last error.
+    """
+
+    attempts: float | Callable[[Any], bool] = attrs.field(
+        default=3, validator=_check_attempts
+    )
+    """Tries in all, the first one counted: an int, 1 or more, or ``math.inf``;
+    or one of tenacity's stop objects."""
+    backoff: Callable[[Any], float] = attrs.field(
+        factory=Backoff, validator=_check_backoff
+    )
+    """A `Backoff`, or any callable from the number of the wait, from 0, to
+    seconds; or one of tenacity's wait objects."""
+    on: tuple[type[Exception], ...] | Callable[[Exception], bool] = attrs.field(
+        default=(Exception,), converter=as_types, validator=_check_on
+    )
+    """Exception types, or a predicate ``(error) -> bool``. Types match a group
+    if it is of one of them itself, or if all the errors in it are."""
+
+    def next_wait(
+        self, error: Exception, attempts: int, elapsed: float, crashed: bool = False
+    ) -> float | None:
+        """Return the seconds to wait before the next try; None is to give up.
+
+        ``attempts`` tries were made, the last of which ended with ``error``,
+        ``elapsed`` seconds after the first one started. ``crashed`` says that
+        it cost the worker its life.
+
+        Raises:
+          TypeError: ``backoff`` returned something that is no number.
+          ValueError: ``backoff`` returned no finite number of seconds >= 0.
+          Exception: what the predicate, or ``backoff``, raised.
+        """
+        stop: Any = self.attempts
+        counted = isinstance(stop, (int, float))
+        if (counted and attempts >= stop) or not self._matches(error, crashed):
+            return None
+        if _is_of_tenacity(self.backoff, "wait"):
+            wait = self.backoff(_make_state(error, attempts, elapsed))
+        else:
+            wait = self.backoff(attempts - 1)
+        check_seconds(f"backoff({attempts - 1})", wait, infinite=False)
+        if not counted and stop(_make_state(error, attempts, elapsed, wait)):
+            return None
+        return wait
+
+    def _matches(self, error: BaseException, crashed: bool) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if not isinstance(self.on, tuple):
+            return bool(self.on(error))
+        if crashed:
+            return any(isinstance(error, t) for t in self.on if t is not Exception)
+        return _is_all_of(error, self.on)
+
+
+def _is_all_of(error: Exception, types: tuple[type[Exception], ...]) -> bool:
+    if isinstance(error, types):
+        return True
+    return isinstance(error, ExceptionGroup) and all(
+        _is_all_of(inner, types) for inner in error.exceptions
+    )
+
+
+def _make_state(
+    error: Exception, attempts: int, elapsed: float, wait: float = 0.0
+) -> Any:
+    """Make what tenacity's objects are called with."""
+    # It is there: the caller made the objects that ask for this.
+    tenacity = sys.modules["tenacity"]
+    state = tenacity.RetryCallState(None, None, (), {})
+    state.attempt_number = attempts
+    state.outcome = tenacity.Future(attempts)
+    state.outcome.set_exception(error)
+    state.start_time = 0.0
+    state.outcome_timestamp = elapsed
+    state.upcoming_sleep = wait
+    return state
+
+
+def note_attempts(error: BaseException, attempts: int) -> None:
+    """Note on an error, once, how many tries it took to give up."""
+    text = f"trio_pool: given up after {attempts} attempt{'s' * (attempts != 1)}"
+    if text not in (getattr(error, "__notes__", None) or ()):
+        note(error, text)
 
 
 @final
-@attrs.frozen(kw_only=True)
-class PoolConfig:
-    """Every option of a pool as one frozen, validated value.
+@attrs.frozen
+class Autoscale:
+    """How many workers to have, by what the pool sees as it looks at itself.
 
-    Give it to `open_pool` in the place of the size. `attrs.evolve` makes a
-    changed copy, `from_env` reads the plain options from the environment.
+    It looks every ``interval`` seconds. If at every look for ``up_after``
+    seconds jobs waited while no worker was idle, it grows by ``step`` workers.
+    If at every look for ``down_after`` seconds some worker was idle, it shrinks
+    by ``step``, but by no more than were idle at every one of these looks. It
+    never goes above ``max`` nor below ``min``. After any change the
+    observation starts anew, so both times are cooldowns too. A pool of no
+    workers grows at the first look that finds a waiting job.
     """
 
-    size: int = attrs.field(
-        default=8, validator=_valid(check_count), metadata={"env": int}
+    min: int = attrs.field(default=1, validator=valid(check_count))
+    """Workers to have at least, and to start with; 0 is legal."""
+    max: int = attrs.field(default=8, validator=_check_max)
+    """Workers to have at most; 1 or more, and not below ``min``."""
+    interval: float = attrs.field(
+        default=1.0, validator=valid(check_seconds, zero=False, infinite=False)
     )
-    """Workers wanted; 0 is legal: jobs wait."""
-    max_backlog: float = attrs.field(
-        default=1024, validator=_valid(check_bound), metadata={"env": _env_count}
-    )
-    """Jobs that wait at most; 0 hands over to idle workers only. Jobs that a
-    dying worker had not started yet go back and may pass it by ``size``."""
-    overflow: Overflow = attrs.field(
-        default="wait", validator=_check_choice(Overflow), metadata={"env": str}
-    )
-    """What a full backlog does to a new job, or to the oldest waiting one."""
-    timeout: float = attrs.field(
-        default=math.inf,
-        validator=_valid(check_seconds, zero=False),
-        metadata={"env": float},
-    )
-    """Seconds that a job may run, counted from its start."""
-    restart: Restart = attrs.field(factory=Restart, validator=_check_restart)
-    """Restart budget and backoff of a worker slot."""
-    crash_on: tuple[type[Exception], ...] = attrs.field(
-        default=(), converter=_as_types, validator=_check_types
-    )
-    """Exception types from a handler that mean "this worker is broken"."""
-    grace: float = attrs.field(
-        default=math.inf, validator=_valid(check_seconds), metadata={"env": float}
-    )
-    """Seconds that closing waits for accepted jobs before cancelling them."""
-    hooks: tuple[Hooks, ...] = attrs.field(
-        default=(), converter=_as_tuple, validator=_check_hooks
-    )
-    """What to call as things happen; see `Hooks`."""
-    unobserved: Unobserved = attrs.field(
-        default="raise", validator=_check_choice(Unobserved), metadata={"env": str}
-    )
-    """What becomes of failures of submitted jobs that nobody read."""
-    name: str = attrs.field(
-        factory=lambda: f"pool-{next(_names)}",
-        validator=_check_name,
-        metadata={"env": str},
-    )
-    """The pool's name in logs and errors."""
+    """Seconds from one look to the next."""
+    step: int = attrs.field(default=1, validator=valid(check_count, zero=False))
+    """Workers that one change adds or takes away at most."""
+    up_after: float = attrs.field(default=0.0, validator=valid(check_seconds))
+    """Seconds that jobs must have waited for a worker; 0 grows at the first
+    look that finds one, ``math.inf`` never grows."""
+    down_after: float = attrs.field(default=10.0, validator=valid(check_seconds))
+    """Seconds that workers must have been idle; ``math.inf`` never shrinks."""
 
-    @classmethod
-    def from_env(
-        cls, prefix: str = "POOL_", environ: Mapping[str, str] | None = None
-    ) -> Self:
-        """Read the plain options from environment variables.
 
-        ``POOL_SIZE``, ``POOL_MAX_BACKLOG``, ``POOL_OVERFLOW``, ``POOL_TIMEOUT``,
-        ``POOL_GRACE``, ``POOL_UNOBSERVED`` and ``POOL_NAME`` are looked up;
-        those that are not set keep their defaults.
+@final
+class Scaler:
+    """Decides for one pool what its `Autoscale` asks for, look by look."""
 
-        Raises:
-          ValueError: a variable has a bad value; the message names it.
+    def __init__(self, policy: Autoscale) -> None:
+        self._policy = policy
+        self._wanted: int | None = None
+        # Since when every look found jobs short of a worker, or a worker to
+        # spare, and how many were to spare at each; infinite if the last did not.
+        self._short_since = math.inf
+        self._spare_since = math.inf
+        self._spare = math.inf
+
+    def decide(self, now: float, size: int, waiting: int, idle: int) -> int:
+        """Return the number of workers wanted from now on.
+
+        ``size`` workers were wanted until now, ``waiting`` jobs could run if
+        there were a worker for them, ``idle`` workers have nothing to do.
         """
-        variables = os.environ if environ is None else environ
-        values: dict[str, Any] = {}
-        for field in attrs.fields(cls):
-            variable = prefix + field.name.upper()
-            parse = field.metadata.get("env")
-            if parse is None or variable not in variables:
-                continue
-            try:
-                values[field.name] = parse(variables[variable])
-                cls(**{field.name: values[field.name]})
-            except ValueError as error:
-                raise ValueError(
-                    f"{variable}={variables[variable]!r}: {error}"
-                ) from None
-        return cls(**values)
+        if size != self._wanted:
+            # Somebody else changed it.
+            self._restart_observation()
+        wanted = self._decide(now, size, waiting, idle)
+        if wanted != size:
+            self._restart_observation()
+        self._wanted = wanted
+        return wanted
 
+    def _decide(self, now: float, size: int, waiting: int, idle: int) -> int:
+        policy = self._policy
+        if not policy.min <= size <= policy.max:
+            return min(max(size, policy.min), policy.max)
+        # Where a worker is idle it is not for want of workers that jobs wait:
+        # growing on that, and shrinking on the idle ones, would never settle.
+        if waiting > 0 and idle <= 0:
+            self._short_since = min(self._short_since, now)
+        else:
+            self._short_since = math.inf
+        if idle > 0:
+            self._spare_since = min(self._spare_since, now)
+            self._spare = min(self._spare, idle)
+        else:
+            self._spare_since = self._spare = math.inf
+        if now - self._short_since >= policy.up_after or (waiting > 0 and not size):
+            return min(size + policy.step, policy.max)
+        if now - self._spare_since >= policy.down_after:
+            return max(size - int(min(policy.step, self._spare)), policy.min)
+        return size
 
-class PoolOptions(TypedDict, total=False):
-    """The keyword options of `open_pool`; `PoolConfig` describes each."""
-
-    max_backlog: float
-    overflow: Overflow
-    timeout: float
-    restart: Restart
-    crash_on: type[Exception] | Sequence[type[Exception]]
-    grace: float
-    hooks: Sequence[Hooks]
-    unobserved: Unobserved
-    name: str
-
-
-def make_config(size: int | PoolConfig, options: Mapping[str, Any]) -> PoolConfig:
-    """Merge a size or a config with keyword options into one valid config."""
-    known = PoolOptions.__annotations__
-    for option in options:
-        if option not in known:
-            raise TypeError(
-                f"open_pool has no option {option!r}; it has "
-                + ", ".join(sorted(known))
-            )
-    if isinstance(size, PoolConfig):
-        return attrs.evolve(size, **options)
-    return PoolConfig(size=size, **options)
+    def _restart_observation(self) -> None:
+        self._short_since = math.inf
+        self._spare_since = math.inf
+        self._spare = math.inf

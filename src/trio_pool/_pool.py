@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+import math
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
 from typing import (
@@ -30,6 +38,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._checks import check_count, check_priority, check_seconds, refuse
+from ._config import PoolConfig, PoolOptions, make_config
 from ._errors import PoolBroken, PoolError
 from ._events import (
     In,
@@ -41,32 +51,34 @@ from ._events import (
     WorkerSnapshot,
     log,
 )
-from ._job import Job, Reply, raise_caught
+from ._job import Job, Reply, Terms, raise_caught
+from ._lease import Lease, LeasedTaskWorker, LeasedWorker
 from ._many import map_items, open_stream, settle_items
 from ._nursery import open_bare_nursery
-from ._policy import (
-    PoolConfig,
-    PoolOptions,
-    check_count,
-    check_priority,
-    check_seconds,
-    make_config,
-    refuse,
-)
+from ._plugins import open_plugins
+from ._policy import Retry
 from ._supervisor import Supervisor
+from ._telling import EventStream
 from ._trio import effective_deadline
 from ._worker import Factory, call_function, call_handler, check_handler
+from .drain import Drain
 from .streams import Stream
+from .tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from trio.lowlevel import Task as TrioTask
 
+    from ._dispatch import Dispatch
+
+_RUNNING = JobState.RUNNING
 _DONE = JobState.DONE
 
 # The default priority, known by identity: 0.0 and False have to be refused.
 _PLAIN = 0
 Args = TypeVarTuple("Args")
-AnyPool = TypeVar("AnyPool", bound="_Handle")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
 
 
 class _Handle:
@@ -75,7 +87,9 @@ class _Handle:
     # Only `open_pool` makes handles; what is behind them is no public type.
     def __init__(self, supervisor: Any) -> None:
         self._supervisor: Supervisor = supervisor
+        self._dispatch: Dispatch = supervisor.dispatch
         self._timeout: float = supervisor.config.timeout
+        self._by_terms: bool = supervisor.dispatch.by_terms
 
     def __repr__(self) -> str:
         count = self.statistics()
@@ -93,12 +107,12 @@ class _Handle:
     @property
     def size(self) -> int:
         """The wanted number of workers; `resize` changes it."""
-        return self._supervisor.wanted
+        return self._dispatch.wanted
 
     @property
     def closed(self) -> bool:
         """Whether the pool takes no more jobs."""
-        return self._supervisor.closed
+        return self._dispatch.closed
 
     async def resize(self, size: int) -> None:
         """Change the wanted number of workers; return when it is reached.
@@ -110,8 +124,14 @@ class _Handle:
         Raises:
           PoolClosed: the pool closed before the number was reached.
           PoolBroken: the new workers could not be set up.
+          WouldDeadlock: called inside a job of this pool, to fewer workers.
+          ValueError: the size is not between those of the option ``scale``.
         """
         check_count("size", size)
+        scale = self._supervisor.config.scale
+        if scale is not None and not scale.min <= size <= scale.max:
+            expected = f"an int from {scale.min} to {scale.max}, as scale says"
+            raise ValueError(refuse("size", size, expected))
         await self._supervisor.resize(size)
 
     @enable_ki_protection
@@ -120,14 +140,14 @@ class _Handle:
 
         What runs goes on. Closing the pool resumes it.
         """
-        self._supervisor.check_thread()
-        self._supervisor.pause()
+        self._dispatch.check_thread()
+        self._dispatch.pause()
 
     @enable_ki_protection
     def resume(self) -> None:
         """Let workers take jobs again, after `pause`."""
-        self._supervisor.check_thread()
-        self._supervisor.resume()
+        self._dispatch.check_thread()
+        self._dispatch.resume()
 
     async def join(self) -> None:
         """Wait until every accepted job has ended; the pool stays open.
@@ -137,6 +157,7 @@ class _Handle:
 
         Raises:
           PoolBroken: the pool gave up before the last job ended.
+          WouldDeadlock: called inside a job of this pool.
         """
         await self._supervisor.join()
 
@@ -154,13 +175,13 @@ class _Handle:
         if grace is None:
             grace = self._supervisor.config.grace
         check_seconds("grace", grace)
-        self._supervisor.check_thread()
+        self._dispatch.check_thread()
         return await self._supervisor.shut_down(grace)
 
     @enable_ki_protection
     def cancel(self) -> None:
         """Stop now: cancel every job, waiting or running; refuse new ones."""
-        self._supervisor.check_thread()
+        self._dispatch.check_thread()
         self._supervisor.cancel()
 
     def statistics(self) -> PoolStatistics:
@@ -171,13 +192,64 @@ class _Handle:
         """Picture every worker; legal from any thread."""
         return self._supervisor.snapshots()
 
-    def _batch_options(self, timeout: float | None, priority: int) -> tuple[float, int]:
+    @asynccontextmanager
+    async def events(self, *, buffer: int = 1024) -> AsyncGenerator[EventStream, None]:
+        """Open an async iterator over what happens from now on, as typed records.
+
+        At most ``buffer`` events wait for the reader; of a slow one the oldest
+        are lost, and an `EventsLost` in their place says how many. The stream
+        ends when the pool has stopped and all has been read. The records are
+        those that hooks get; each has its ``kind``.
+        """
+        dispatch = self._dispatch
+        dispatch.check_thread()
+        name, clock = self._supervisor.config.name, dispatch.clock
+        stream = dispatch.hooks.open_stream(name, clock, buffer)
+        dispatch.look_for_listeners()
+        if self._supervisor.finished.is_set():
+            stream.close()
+        try:
+            await checkpoint()
+            yield stream
+        finally:
+            stream.close()
+            dispatch.look_for_listeners()
+
+    def plugin(self, name: str) -> Any:
+        """Return the plugin of this name: what entering it gave, or itself.
+
+        Raises:
+          KeyError: there is none; the message names those that are there.
+        """
+        plugins = self._supervisor.plugins
+        try:
+            return plugins[name]
+        except KeyError:
+            there = ", ".join(map(repr, plugins)) or "none"
+            raise KeyError(
+                f"no plugin is called {name!r}; there are: {there}"
+            ) from None
+
+    @asynccontextmanager
+    async def _lease(self, priority: int) -> AsyncGenerator[Lease, None]:
+        check_priority(priority)
+        lease = Lease(self._dispatch, priority)
+        await lease.open()
+        try:
+            yield lease
+        finally:
+            lease.close()
+
+    def _batch_options(
+        self, timeout: float | None, priority: int, retry: Retry | None
+    ) -> tuple[float, int, Retry | None]:
         if timeout is None:
             timeout = self._timeout
         else:
             check_seconds("timeout", timeout, zero=False)
         check_priority(priority)
-        return timeout, priority
+        _check_retry(retry)
+        return timeout, priority, retry
 
     def _stream(
         self,
@@ -187,9 +259,10 @@ class _Handle:
         outcomes: bool,
         timeout: float | None,
         priority: int,
+        retry: Retry | None,
         fn: Callable[..., Any] | None = None,
     ) -> Any:
-        timeout, priority = self._batch_options(timeout, priority)
+        timeout, priority, retry = self._batch_options(timeout, priority, retry)
         if ahead is None:
             ahead = 2 * max(1, self.size)
         check_count("ahead", ahead)
@@ -199,7 +272,15 @@ class _Handle:
             expected = "an iterable or an async iterable"
             raise TypeError(refuse("items", items, expected))
         return open_stream(
-            self._supervisor, items, timeout, priority, ordered, ahead, outcomes, fn
+            self._dispatch,
+            items,
+            timeout,
+            priority,
+            retry,
+            ordered,
+            ahead,
+            outcomes,
+            fn,
         )
 
 
@@ -213,14 +294,23 @@ class Pool(_Handle, Generic[In, Out]):
 
     @enable_ki_protection
     async def process(
-        self, job_input: In, /, *, timeout: float | None = None, priority: int = 0
+        self,
+        job_input: In,
+        /,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
+        retry: Retry | None = None,
     ) -> Out:
         """Run a job and return its result, as if the handler were called directly.
 
         Same value, same exception object, same cancellation, same deadlines,
         same context variables; it only waits for a free worker first.
-        ``timeout`` (seconds, from the job's start) replaces that of the pool;
-        of waiting jobs the one with the highest ``priority`` is first.
+        ``timeout`` (seconds, from the job's start) and ``retry`` replace those
+        of the pool; of waiting jobs the one with the highest ``priority`` is
+        first; jobs with the same ``key`` run one at a time, in the order in
+        which they were given in, whatever their priorities.
 
         Cancelled while it waits, the job leaves the backlog and never starts.
         Cancelled while it runs, the handler gets `trio.Cancelled`, and this
@@ -231,16 +321,31 @@ class Pool(_Handle, Generic[In, Out]):
           JobTimeout: the job ran longer than its timeout.
           WorkerCrashed: the worker died under it.
           BacklogFull, JobDropped: as the option ``overflow`` says.
+          CircuitOpen: as the option ``breaker`` says.
+          WouldDeadlock: called by the jobs that hold all workers of this pool.
           PoolClosed, PoolBroken: the pool takes no jobs any more.
         """
-        supervisor = self._supervisor
+        dispatch = self._dispatch
         job = Job(
-            supervisor, supervisor.next_id(), job_input, copy_context(), self._timeout
+            dispatch, dispatch.next_id(), job_input, copy_context(), self._timeout
         )
-        if timeout is not None or priority is not _PLAIN:
-            self._set_options(job, timeout, priority)
-        if supervisor.accept(job, True):
+        if (
+            timeout is not None
+            or priority is not _PLAIN
+            or key is not None
+            or retry is not None
+            or self._by_terms
+        ):
+            self._set_options(job, timeout, priority, key, retry)
+            if job.terms is not None:
+                return await self._process_by_terms(job)  # type: ignore[no-any-return]
+        if dispatch.accept(job, True):
             job.caller = task = current_task()
+            if (
+                job.state is not _RUNNING
+                and task._parent_nursery is not dispatch.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            ):
+                self._check_wait(job, task)
             # Only where somebody in this run has a deadline at all.
             if task._runner.deadlines._active:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 job.deadline = effective_deadline(task)
@@ -251,29 +356,74 @@ class Pool(_Handle, Generic[In, Out]):
             await checkpoint()
         return job.raise_as_caller()
 
+    def _check_wait(self, job: Job, task: TrioTask, wait: str = "process()") -> None:
+        try:
+            self._dispatch.check_wait(task, job, wait)
+        except BaseException:
+            job.readers = None
+            self._dispatch.withdraw(job)
+            raise
+
+    async def _process_by_terms(self, job: Job) -> Any:
+        dispatch = self._dispatch
+        job.is_process = True
+        if dispatch.admit(job, True):
+            task = current_task()
+            # Not its caller: such jobs end where there is more to do than wake it.
+            job.readers = {task: None}
+            if job.state is not _RUNNING:
+                self._check_wait(job, task)
+            job.deadline = effective_deadline(task)
+            await wait_task_rescheduled(job.abort)
+            if job.state is _DONE:
+                return job.value
+        else:
+            await checkpoint()
+        return job.raise_as_caller()
+
     @enable_ki_protection
     async def submit(
-        self, job_input: In, /, *, timeout: float | None = None, priority: int = 0
+        self,
+        job_input: In,
+        /,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
+        delay: float = 0.0,
+        ttl: float = math.inf,
+        retry: Retry | None = None,
+        drain: Drain[Out] | None = None,
+        id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Give in a job and go on; waits only for room in the backlog.
 
         The job does not belong to the caller: its cancellation and deadlines
         do not reach it. Cancelled while it waits for room, nothing has
-        happened. Raises what `process` raises before a job has started.
+        happened. Beyond the options of `process`: the job starts ``delay``
+        seconds from now at the earliest, and holds no worker until then; it
+        expires if it has not started ``ttl`` seconds from now; its result is
+        also sent to ``drain``; it is called ``id`` instead of by a number.
+
+        Raises what `process` raises before a job has started, and:
+          JobExpired: its ttl was over before there was room for it.
+          ValueError: a job with this id has not ended yet.
         """
-        supervisor = self._supervisor
-        job = self._job(job_input, timeout, priority)
-        supervisor.check_thread()
+        dispatch = self._dispatch
+        job = self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
+        dispatch.check_thread()
         await checkpoint_if_cancelled()
-        supervisor.accept(job, True)
+        (dispatch.accept if job.terms is None else dispatch.admit)(job, True)
         if job.state is not None:
             await cancel_shielded_checkpoint()
             return Reply(job)
-        job.readers = {current_task(): None}
+        task = current_task()
+        job.readers = {task: None}
+        self._check_wait(job, task, "submit()")
 
         def abort(_: object) -> Abort:
             job.readers = None
-            supervisor.withdraw(job)
+            dispatch.withdraw(job)
             return Abort.SUCCEEDED
 
         await wait_task_rescheduled(abort)
@@ -284,27 +434,115 @@ class Pool(_Handle, Generic[In, Out]):
 
     @enable_ki_protection
     def submit_nowait(
-        self, job_input: In, /, *, timeout: float | None = None, priority: int = 0
+        self,
+        job_input: In,
+        /,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
+        delay: float = 0.0,
+        ttl: float = math.inf,
+        retry: Retry | None = None,
+        drain: Drain[Out] | None = None,
+        id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
-        """Give in a job and go on, without ever waiting.
+        """Give in a job and go on, without ever waiting; options as `submit`.
 
         Raises:
           BacklogFull: there is no room now; it is a `trio.WouldBlock`.
         """
-        job = self._job(job_input, timeout, priority)
-        self._supervisor.accept(job, False)
+        dispatch = self._dispatch
+        job = self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
+        (dispatch.accept if job.terms is None else dispatch.admit)(job, False)
         return Reply(job)
 
-    def _job(self, job_input: Any, timeout: float | None, priority: int) -> Job:
-        supervisor = self._supervisor
-        job = Job(
-            supervisor, supervisor.next_id(), job_input, copy_context(), self._timeout
+    async def submit_batch(
+        self,
+        items: Iterable[In],
+        /,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        retry: Retry | None = None,
+        drain: Drain[Out] | None = None,
+    ) -> list[Reply[Out]]:
+        """Give in a job for each item, as `submit` does; return their replies.
+
+        Waits for room for each in turn. All or none: if one is refused, or the
+        wait is cancelled, those that were accepted are cancelled.
+        """
+        _check_items(items)
+        return await _submit_all(
+            self.submit(
+                item, timeout=timeout, priority=priority, retry=retry, drain=drain
+            )
+            for item in items
         )
-        self._set_options(job, timeout, priority)
+
+    def _job(
+        self,
+        job_input: Any,
+        timeout: float | None,
+        priority: int,
+        key: Hashable,
+        delay: float,
+        ttl: float,
+        retry: Retry | None,
+        drain: Drain[Any] | None,
+        uid: int | str | None,
+    ) -> Job:
+        dispatch = self._dispatch
+        job = Job(
+            dispatch, dispatch.next_id(), job_input, copy_context(), self._timeout
+        )
+        self._set_options(job, timeout, priority, key, retry)
+        if delay or ttl != math.inf or drain is not None or uid is not None:
+            check_seconds("delay", delay, infinite=False)
+            check_seconds("ttl", ttl, zero=False)
+            _check_drain(drain)
+            _check_id(uid)
+            if job.terms is None:
+                job.terms = Terms()
+            job.terms.delay = delay
+            job.terms.ttl = ttl
+            job.terms.drain = drain
+            job.terms.uid = uid
+        elif delay != 0.0 or isinstance(delay, bool):
+            check_seconds("delay", delay, infinite=False)
         return job
 
-    def _set_options(self, job: Job, timeout: float | None, priority: int) -> None:
-        job.timeout, job.priority = self._batch_options(timeout, priority)
+    def _set_options(
+        self,
+        job: Job,
+        timeout: float | None,
+        priority: int,
+        key: Hashable,
+        retry: Retry | None,
+    ) -> None:
+        job.timeout, job.priority, retry = self._batch_options(timeout, priority, retry)
+        if key is not None:
+            hash(key)
+        if self._by_terms or key is not None or retry is not None:
+            job.terms = Terms(key, retry or self._supervisor.config.retry)
+
+    @asynccontextmanager
+    async def lease(
+        self, *, priority: int = 0
+    ) -> AsyncGenerator[LeasedWorker[In, Out], None]:
+        """Keep one worker for several jobs in a row, an async context manager.
+
+        ``async with pool.lease() as worker:``, then ``await
+        worker.process(x)``: all in the same worker, with what it has set up,
+        and no job of others in between. It waits for a free worker, with
+        the ``priority`` of a job. Leaving the block gives the worker back.
+
+        Raises:
+          WouldDeadlock: called by the jobs that hold all workers of this pool.
+          PoolClosed, PoolBroken: the pool takes no jobs any more.
+        """
+        async with self._lease(priority) as lease:
+            yield LeasedWorker[Any, Any](lease, self._timeout)
 
     async def map(
         self,
@@ -313,6 +551,7 @@ class Pool(_Handle, Generic[In, Out]):
         *,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> list[Out]:
         """Run a job for each item; return the results in input order.
 
@@ -326,8 +565,8 @@ class Pool(_Handle, Generic[In, Out]):
             item. An error of ``items`` itself leaves bare.
           PoolClosed, PoolBroken: the pool stopped before the end.
         """
-        timeout, priority = self._batch_options(timeout, priority)
-        return await map_items(self._supervisor, items, timeout, priority)
+        options = self._batch_options(timeout, priority, retry)
+        return await map_items(self._dispatch, items, *options)
 
     async def settle(
         self,
@@ -336,14 +575,15 @@ class Pool(_Handle, Generic[In, Out]):
         *,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> list[Settled[In, Out]]:
         """Run a job for each item; return every outcome in input order.
 
         As `map`, but a failure is an outcome, and cancels nothing. Only an
         error of ``items``, and the end of the pool, are raised.
         """
-        timeout, priority = self._batch_options(timeout, priority)
-        return await settle_items(self._supervisor, items, timeout, priority)
+        options = self._batch_options(timeout, priority, retry)
+        return await settle_items(self._dispatch, items, *options)
 
     @overload
     def stream(
@@ -356,6 +596,7 @@ class Pool(_Handle, Generic[In, Out]):
         outcomes: Literal[False] = False,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -369,6 +610,7 @@ class Pool(_Handle, Generic[In, Out]):
         outcomes: Literal[True],
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -381,6 +623,7 @@ class Pool(_Handle, Generic[In, Out]):
         outcomes: bool = False,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> Any:
         """Open an async iterator over the results, while the work goes on.
 
@@ -392,7 +635,7 @@ class Pool(_Handle, Generic[In, Out]):
         place, and reading may go on. Leaving early, by ``break`` or an error,
         cancels the rest; failures left unread are the pool's to report.
         """
-        return self._stream(items, ordered, ahead, outcomes, timeout, priority)
+        return self._stream(items, ordered, ahead, outcomes, timeout, priority, retry)
 
 
 @final
@@ -414,10 +657,17 @@ class TaskPool(_Handle):
         *args: *Args,
         timeout: float | None = None,
         priority: int = 0,
+        key: Hashable = None,
+        retry: Retry | None = None,
     ) -> Out:
         """Run ``async_fn(*args)`` in a worker and return its result."""
-        call = _call(async_fn, args)
-        return await self._pool.process(call, timeout=timeout, priority=priority)  # type: ignore[no-any-return]
+        return await self._pool.process(  # type: ignore[no-any-return]
+            _call(async_fn, args),
+            timeout=timeout,
+            priority=priority,
+            key=key,
+            retry=retry,
+        )
 
     async def submit(
         self,
@@ -426,10 +676,25 @@ class TaskPool(_Handle):
         *args: *Args,
         timeout: float | None = None,
         priority: int = 0,
+        key: Hashable = None,
+        delay: float = 0.0,
+        ttl: float = math.inf,
+        retry: Retry | None = None,
+        drain: Drain[Out] | None = None,
+        id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Give in a call and go on; waits only for room in the backlog."""
-        call = _call(async_fn, args)
-        return await self._pool.submit(call, timeout=timeout, priority=priority)
+        return await self._pool.submit(
+            _call(async_fn, args),
+            timeout=timeout,
+            priority=priority,
+            key=key,
+            delay=delay,
+            ttl=ttl,
+            retry=retry,
+            drain=drain,
+            id=id,
+        )
 
     def submit_nowait(
         self,
@@ -438,10 +703,88 @@ class TaskPool(_Handle):
         *args: *Args,
         timeout: float | None = None,
         priority: int = 0,
+        key: Hashable = None,
+        delay: float = 0.0,
+        ttl: float = math.inf,
+        retry: Retry | None = None,
+        drain: Drain[Out] | None = None,
+        id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Give in a call and go on, without ever waiting."""
-        call = _call(async_fn, args)
-        return self._pool.submit_nowait(call, timeout=timeout, priority=priority)
+        return self._pool.submit_nowait(
+            _call(async_fn, args),
+            timeout=timeout,
+            priority=priority,
+            key=key,
+            delay=delay,
+            ttl=ttl,
+            retry=retry,
+            drain=drain,
+            id=id,
+        )
+
+    async def submit_batch(
+        self,
+        async_fn: Callable[[In], Awaitable[Out]],
+        items: Iterable[In],
+        /,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        retry: Retry | None = None,
+        drain: Drain[Out] | None = None,
+    ) -> list[Reply[Out]]:
+        """Give in ``async_fn(item)`` for each item; return their replies."""
+        fn = _check_function(async_fn)
+        _check_items(items)
+        return await _submit_all(
+            self._pool.submit(
+                (fn, (item,)),
+                timeout=timeout,
+                priority=priority,
+                retry=retry,
+                drain=drain,
+            )
+            for item in items
+        )
+
+    @overload
+    async def go(self, task: Task[T1], /) -> tuple[Reply[T1]]: ...
+
+    @overload
+    async def go(
+        self, task: Task[T1], task2: Task[T2], /
+    ) -> tuple[Reply[T1], Reply[T2]]: ...
+
+    @overload
+    async def go(
+        self, task: Task[T1], task2: Task[T2], task3: Task[T3], /
+    ) -> tuple[Reply[T1], Reply[T2], Reply[T3]]: ...
+
+    @overload
+    async def go(self, *tasks: Task[T1]) -> tuple[Reply[T1], ...]: ...
+
+    async def go(self, *tasks: Task[Any]) -> tuple[Reply[Any], ...]:
+        """Give in several defined calls, of any types; return their replies.
+
+        Waits for room for each in turn. All or none, as in `submit_batch`.
+        The same `Task` may be given any number of times.
+        """
+        for task in tasks:
+            _check_task(task)
+        return tuple(
+            await _submit_all(
+                self.submit(task.fn, *task.args, **task.options) for task in tasks
+            )
+        )
+
+    @asynccontextmanager
+    async def lease(
+        self, *, priority: int = 0
+    ) -> AsyncGenerator[LeasedTaskWorker, None]:
+        """Keep one worker for several calls in a row; see `Pool.lease`."""
+        async with self._lease(priority) as lease:
+            yield LeasedTaskWorker(lease, self._timeout)
 
     async def map(
         self,
@@ -451,11 +794,12 @@ class TaskPool(_Handle):
         *,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> list[Out]:
         """Run ``async_fn(item)`` for each item; return the results in order."""
-        timeout, priority = self._batch_options(timeout, priority)
+        options = self._batch_options(timeout, priority, retry)
         fn = _check_function(async_fn)
-        return await map_items(self._supervisor, items, timeout, priority, fn)
+        return await map_items(self._dispatch, items, *options, fn)
 
     async def settle(
         self,
@@ -465,11 +809,12 @@ class TaskPool(_Handle):
         *,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> list[Settled[In, Out]]:
         """Run ``async_fn(item)`` for each item; return every outcome in order."""
-        timeout, priority = self._batch_options(timeout, priority)
+        options = self._batch_options(timeout, priority, retry)
         fn = _check_function(async_fn)
-        return await settle_items(self._supervisor, items, timeout, priority, fn)
+        return await settle_items(self._dispatch, items, *options, fn)
 
     @overload
     def stream(
@@ -483,6 +828,7 @@ class TaskPool(_Handle):
         outcomes: Literal[False] = False,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -497,6 +843,7 @@ class TaskPool(_Handle):
         outcomes: Literal[True],
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -510,10 +857,58 @@ class TaskPool(_Handle):
         outcomes: bool = False,
         timeout: float | None = None,
         priority: int = 0,
+        retry: Retry | None = None,
     ) -> Any:
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
-        return self._stream(items, ordered, ahead, outcomes, timeout, priority, fn)
+        return self._stream(
+            items, ordered, ahead, outcomes, timeout, priority, retry, fn
+        )
+
+
+async def _submit_all(submits: Iterable[Awaitable[Reply[Out]]]) -> list[Reply[Out]]:
+    replies: list[Reply[Out]] = []
+    try:
+        for submit in submits:
+            reply = await submit
+            replies.append(reply)
+    except BaseException:
+        for reply in replies:
+            reply.cancel()
+        raise
+    if not replies:
+        await checkpoint()
+    return replies
+
+
+def _check_retry(retry: object) -> None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise TypeError(refuse("retry", retry, "a Retry"))
+
+
+def _check_items(items: object) -> None:
+    if not isinstance(items, Iterable):
+        raise TypeError(refuse("items", items, "an iterable"))
+
+
+def _check_task(task: object) -> None:
+    if not isinstance(task, Task):
+        raise TypeError(refuse("tasks", task, "Task objects"))
+
+
+def _check_drain(drain: object) -> None:
+    if drain is not None and not isinstance(drain, Drain):
+        raise TypeError(refuse("drain", drain, "a Drain"))
+
+
+def _check_id(uid: object) -> None:
+    expected = "a str that is not empty, or an int"
+    if uid is None:
+        return
+    if not isinstance(uid, (int, str)) or isinstance(uid, bool):
+        raise TypeError(refuse("id", uid, expected))
+    if uid == "":
+        raise ValueError(refuse("id", uid, expected))
 
 
 def _check_function(async_fn: Any) -> Callable[..., Any]:
@@ -587,14 +982,11 @@ def open_pool(
         if worker is not None:
             raise TypeError("give either a handler or worker=, not both")
         check_handler("handler", handler)
-        supervisor = Supervisor(config, _constant(handler), call_handler)
-    elif worker is not None:
+        return _run_pool(config, _constant(handler), call_handler)
+    if worker is not None:
         _check_factory(worker)
-        supervisor = Supervisor(config, worker, call_handler)
-    else:
-        supervisor = Supervisor(config, _constant(_no_handler), call_function)
-        return _run_pool(TaskPool(supervisor), supervisor)
-    return _run_pool(Pool[Any, Any](supervisor), supervisor)
+        return _run_pool(config, worker, call_handler)
+    return _run_pool(config, _constant(_no_handler), call_function)
 
 
 async def _no_handler(_: object) -> None:
@@ -648,9 +1040,29 @@ def _check_factory(worker: Any) -> None:
 
 @asynccontextmanager
 async def _run_pool(
-    pool: AnyPool, supervisor: Supervisor
-) -> AsyncGenerator[AnyPool, None]:
-    supervisor.prepare()
+    config: PoolConfig, factory: Factory, call: Callable[..., Awaitable[Any]]
+) -> AsyncGenerator[Any, None]:
+    if not config.plugins:
+        async with _run_workers(config, factory, call, {}) as pool:
+            yield pool
+        return
+    async with open_plugins(config) as (config, plugins):
+        async with _run_workers(config, factory, call, plugins) as pool:
+            yield pool
+
+
+@asynccontextmanager
+async def _run_workers(
+    config: PoolConfig,
+    factory: Factory,
+    call: Callable[..., Awaitable[Any]],
+    plugins: dict[str, Any],
+) -> AsyncGenerator[Any, None]:
+    supervisor = Supervisor(config, factory, call)
+    supervisor.plugins = plugins
+    kind = TaskPool if call is call_function else Pool[Any, Any]
+    pool = kind(supervisor)
+    supervisor.dispatch.prepare()
     error: BaseException | None = None
     try:
         async with open_bare_nursery() as nursery:
@@ -662,13 +1074,13 @@ async def _run_pool(
                 if supervisor.open_error is not None:
                     raise supervisor.open_error
                 yield pool
-                await supervisor.shut_down(supervisor.config.grace)
+                await supervisor.shut_down(config.grace)
             except BaseException:
                 supervisor.cancel()
                 raise
     except BaseException as body_error:
         error = body_error
-    unheard = supervisor.unheard_errors()
+    unheard = supervisor.dispatch.unheard_errors()
     try:
         _leave(supervisor, error, unheard)
     finally:
@@ -679,7 +1091,7 @@ def _leave(
     supervisor: Supervisor, error: BaseException | None, unheard: list[Exception]
 ) -> None:
     """Raise what the block is to be left with, if anything."""
-    config, failure = supervisor.config, supervisor.failure
+    config, failure = supervisor.config, supervisor.dispatch.failure
     report = config.unobserved
     if error is None and failure is None and unheard and report == "raise":
         raise ExceptionGroup(

@@ -17,6 +17,7 @@ from trio import CancelScope
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
+    from trio.abc import Clock
     from trio.lowlevel import Task
 
 
@@ -83,3 +84,9 @@ def forget_nurseries(task: Task) -> None:
     for nursery in task.child_nurseries:
         nursery.cancel_scope.cancel(reason="left open by a handler of trio_pool")
     task._child_nurseries.clear()
+
+
+def is_system_clock(clock: Clock) -> bool:
+    """Say whether a clock goes as `time.perf_counter` does, but for its zero."""
+    kind = type(clock)
+    return kind.__qualname__ == "SystemClock" and kind.__module__.startswith("trio.")

@@ -12,6 +12,7 @@ import inspect
 from collections import deque
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
+from functools import partial
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -26,19 +27,25 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._checks import is_async
+from ._current import CurrentJob, crew, describe
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
+from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
     from trio.lowlevel import Task
 
     from ._batch import Batch
+    from ._dispatch import Dispatch
     from ._job import Job
+    from ._lease import Lease
     from ._supervisor import Supervisor
+    from ._timer import Alarm
 
 Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]]"
@@ -49,6 +56,9 @@ _MISSING = object()
 
 # Items of a map that go by unmeasured while as many took less than this.
 _SKIP = 7
+
+# Seconds; jobs that take less are measured together, which is a good deal
+# cheaper than to put each into a histogram.
 _SHORT = 0.00002
 
 
@@ -91,17 +101,28 @@ class Worker:
         "_crash",
         "_fetch",
         "_life",
+        "_onion",
         "_scope",
+        "_watch",
+        "alarms",
         "asleep",
         "crashes",
         "deadline",
-        "due",
+        "dispatch",
+        "gated",
         "heed",
         "id",
+        "idle_since",
+        "is_getting_ready",
         "job",
         "jobs",
+        "jobs_before",
         "last_error",
+        "lease",
+        "leaving",
         "post",
+        "quick",
+        "quick_time",
         "restarts",
         "retiring",
         "state",
@@ -112,20 +133,37 @@ class Worker:
 
     def __init__(self, supervisor: Supervisor, worker_id: int) -> None:
         self.supervisor = supervisor
+        self.dispatch: Dispatch = supervisor.dispatch
         self.id = worker_id
         self.state = WorkerState.STARTING
         self.retiring = False
+        """It is not wanted any more."""
+        self.leaving = False
+        """It stops after its job: retired, or to be replaced by a fresh one."""
+        self.lease: Lease | None = None
+        self.gated = self.dispatch.gated
+        """More than being free is wanting for it to get a job."""
         self.job: Job | None = None
         self.ticket: Job | None = None
         self.jobs = 0
+        self.jobs_before = 0
+        """Jobs that were started before it was set up last."""
+        self.quick = 0
+        """Those of them that took next to no time."""
+        self.quick_time = 0.0
+        self.idle_since = 0.0
         self.restarts = 0
         self.last_error: BaseException | None = None
         self.crashes: deque[float] = deque()
-        self.due: float | None = None
+        self.alarms: list[Alarm] = []
+        """What is to happen to it: a restart, or recycling."""
         self.deadline = inf
+        self._watch = inf
         self.heed = False
         """Something must be looked at after the job: cancelled, crashed, retired."""
         self.asleep = False
+        self.is_getting_ready = False
+        self._onion: Callable[[CurrentJob], Awaitable[Any]] | None = None
         self._crash: BaseException | None = None
         self._scope: trio.CancelScope | None = None
         self._life: trio.CancelScope | None = None
@@ -140,7 +178,15 @@ class Worker:
         if self.asleep:
             self.asleep = False
             self.post(None)
-            self.supervisor.reschedule(self.task, WAKE)
+            self.dispatch.reschedule(self.task, WAKE)
+
+    def wake_for(self, job: Job) -> None:
+        """Have an idle worker run the job on its record."""
+        self.task.context = job.context
+        if self.asleep:
+            self.asleep = False
+            self.post(job)
+            self.dispatch.reschedule(self.task, WAKE)
 
     def _woken(self, _: object) -> Abort:
         self.asleep = False
@@ -154,14 +200,26 @@ class Worker:
 
     def retire(self) -> None:
         """Leave after the current job; a setup under way is cancelled."""
-        self.retiring = self.heed = True
+        self.retiring = True
+        self.recycle()
         if self.state is WorkerState.STARTING and self._life is not None:
             self._life.cancel(reason="trio_pool: the worker is not wanted any more")
+
+    def set_gate(self) -> None:
+        """Note whether it may just take the next job when it is free."""
+        self.gated = self.dispatch.gated or self.leaving or self.lease is not None
+
+    def recycle(self) -> None:
+        """Leave after the current job; an idle worker has to be nudged."""
+        self.leaving = self.gated = self.heed = True
+        if self.is_getting_ready:
+            self.cancel_job("trio_pool: the worker is not wanted any more")
 
     def stay(self) -> bool:
         """Take back `retire`, if it is not too late."""
         if self.state is WorkerState.BUSY:
-            self.retiring = False
+            self.retiring = self.leaving = False
+            self.set_gate()
         return not self.retiring
 
     # The actor.
@@ -172,6 +230,7 @@ class Worker:
         supervisor = self.supervisor
         self.task: Task = current_task()
         self._base: Context = self.task.context
+        crew()[self.task] = self
         # Room for one: a message sent in the tick in which the worker is
         # cancelled must be accepted; the job stays on record in `job`.
         mailbox, receiver = trio.open_memory_channel["Job | None"](1)
@@ -195,7 +254,8 @@ class Worker:
                         await cancel_shielded_checkpoint()
         except BaseException as error:
             trouble = error
-        self._life = self._scope = None
+        self._life = self._scope = self._onion = None
+        del crew()[self.task]
         if self.task.child_nurseries:
             forget_nurseries(self.task)
         try:
@@ -216,45 +276,59 @@ class Worker:
 
     async def serve(self, handler: Handler) -> None:
         """Run jobs until told to retire; raises `WorkerCrashed` to be replaced."""
-        supervisor = self.supervisor
+        dispatch = self.dispatch
         task = self.task
-        call = supervisor.call
-        next_job = supervisor.next_job
-        finish = supervisor.finish
-        watched = supervisor.watched
-        wake = supervisor.reschedule
+        call = self.supervisor.call
+        if self.supervisor.middleware:
+            self._onion = compose(self.supervisor.middleware, call, handler)
+            call = self._call_onion
+        ready = getattr(handler, "ready", None)
+        next_job = dispatch.next_job
+        finish = dispatch.finish
+        wake = dispatch.reschedule
         fetch = self._fetch
-        clock = supervisor.clock
+        clock = dispatch.clock
+        stamp = dispatch.stamp
+        waits = dispatch.waits.pending
+        runs = dispatch.runs.pending
+        plain = stamp is perf_counter
         # No job may see the worker's own context object, which it could change.
         task.context = self._base.copy()
         await cancel_shielded_checkpoint()
         # In this same step it gets ready for mail, or takes its first job.
-        supervisor.worker_ready(self)
-        while not self.retiring:
+        self.supervisor.worker_ready(self)
+        while not self.leaving or self.lease is not None:
             scope = self._scope = trio.CancelScope()
-            self.heed = self.retiring
+            self.heed = self.leaving
             shown = inf
             with scope:
                 status = task._cancel_status
                 # The time slice: when this worker last let other tasks run.
                 points = task._schedule_points
-                rested = checked = 0.0
+                rested = 0.0
                 tired = False
-                skip = 0
-                # Time passes in sleep: between two of them once is enough.
-                now = clock()
+                # Time passes in sleep and in jobs: once after each is enough.
+                now = stamp()
                 while True:
                     job = self.job
                     if job is None:
-                        job = next_job(self)
+                        if (
+                            ready is not None
+                            and self.lease is None
+                            and not dispatch.is_spent(self)
+                        ):
+                            await self._get_ready(ready)
+                            if self.heed:
+                                break
+                        job = next_job(self, now)
                         if job is None:
-                            if self.retiring:
+                            if self.leaving and self.lease is None:
                                 return
-                            if supervisor.paused:
-                                supervisor.rest(self)
+                            if self.gated:
+                                dispatch.rest(self)
                             else:
                                 self.state = _IDLE
-                                supervisor.idle[self] = None
+                                dispatch.idle[self] = None
                             # An idle worker keeps nothing of a caller alive.
                             task.context = self._base
                             self.ticket = context = batch = caller = None
@@ -264,11 +338,13 @@ class Worker:
                             await wait_task_rescheduled(self._woken)
                             fetch()
                             if self.job is None:
-                                supervisor.wake_up(self)
+                                dispatch.wake_up(self)
                             points = task._schedule_points
                             rested = 0.0
                             tired = False
-                            now = clock()
+                            if len(runs) >= FLUSH or len(waits) >= FLUSH:
+                                dispatch.flush()
+                            now = stamp()
                             continue
                         # An idle worker was woken in the job's context; a busy
                         # one is still in that of the last job.
@@ -282,50 +358,73 @@ class Worker:
                             points = task._schedule_points
                             rested = 0.0
                             tired = False
-                            now = clock()
+                            if len(runs) >= FLUSH or len(waits) >= FLUSH:
+                                dispatch.flush()
+                            now = stamp()
                             if self.job is not job:
                                 # It was withdrawn meanwhile.
-                                supervisor.wake_up(self)
+                                dispatch.wake_up(self)
                                 continue
+                        if job.batch is None:
+                            waits.append(now - job.queued_at)
                     deadline = job.deadline
                     if job.timeout < inf:
-                        # Jobs that never slept may have taken long since.
-                        now = clock()
-                        deadline = min(deadline, self.start_timer(now + job.timeout))
-                    job.attempts = 1
+                        deadline = min(
+                            deadline, self.start_timer(clock() + job.timeout)
+                        )
+                    job.attempts += 1
                     job.started_at = now
                     self.jobs += 1
                     if deadline != shown:
                         show_deadline(scope, deadline)
                         shown = deadline
-                    if watched:
-                        supervisor.tell_job("on_job_start", job)
+                    if dispatch.watched:
+                        dispatch.tell_job("on_job_start", job)
                     batch = job.batch
                     try:
-                        if batch is None or not batch.is_alone():
+                        if (
+                            batch is None
+                            or job.before
+                            or ready is not None
+                            or not batch.is_alone()
+                        ):
                             job.value = await call(handler, job.input)
+                            moment = perf_counter()
+                            now = moment if plain else stamp()
+                            spent = now - job.started_at
+                            if spent < _SHORT:
+                                self.quick += 1
+                                self.quick_time += spent
+                            else:
+                                runs.append(spent)
                         else:
                             await self._pull(job, batch, handler, status)
+                            moment = perf_counter()
+                            now = moment if plain else stamp()
                     except BaseException as error:
+                        # Measured first: what is told of the end may ask for it.
+                        moment = perf_counter()
+                        now = moment if plain else stamp()
+                        runs.append(now - job.started_at)
                         self._settle_error(job, error)
                         if task._cancel_status is not status:
                             self._misnested(None)
                     else:
                         if task._cancel_status is status:
                             caller = job.caller
-                            if watched or caller is None:
+                            if caller is None or dispatch.watched:
                                 finish(job)
                             else:
-                                # `Supervisor.finish` once more, for the jobs
+                                # `Dispatch.finish` once more, for the jobs
                                 # that there are most of: the call would show.
                                 job.state = _DONE
                                 self.job = job.caller = None
                                 self.deadline = inf
-                                supervisor.running -= 1
-                                supervisor.done += 1
+                                dispatch.running -= 1
+                                dispatch.done += 1
                                 wake(caller, WAKE)
-                                if supervisor.joining:
-                                    supervisor.check_drained()
+                                if dispatch.listeners:
+                                    dispatch.hear_end()
                         else:
                             self._misnested(job)
                     if self.heed:
@@ -336,20 +435,30 @@ class Worker:
                     if slept != points:
                         points = slept
                         rested = 0.0
-                        skip = 0
-                        now = clock()
-                    elif skip:
-                        skip -= 1
+                        if len(runs) >= FLUSH or len(waits) >= FLUSH:
+                            dispatch.flush()
+                    elif rested:
+                        tired = moment - rested > dispatch.slice
                     else:
-                        moment = perf_counter()
-                        if rested:
-                            tired = moment - rested > supervisor.slice
-                            # While jobs are this short, the clock can be left
-                            # alone for some; it costs a tenth of one.
-                            skip = _SKIP if moment - checked < _SHORT else 0
-                        else:
-                            rested = moment
-                        checked = moment
+                        rested = moment
+
+    async def _get_ready(self, ready: Callable[[], Awaitable[object]]) -> None:
+        """Wait until the handler says that it can take a job."""
+        self.is_getting_ready = True
+        self.task.context = self._base.copy()
+        await cancel_shielded_checkpoint()
+        try:
+            if not self.heed:
+                await _call_ready(ready)
+        finally:
+            self.is_getting_ready = False
+
+    @disable_ki_protection
+    async def _call_onion(self, _: Handler, __: object) -> Any:
+        """Call the middleware around the handler."""
+        assert self._onion is not None
+        assert self.job is not None
+        return await self._onion(describe(self.job))
 
     @disable_ki_protection
     async def _pull(
@@ -358,12 +467,12 @@ class Worker:
         """Run an item of `map` and those after it, while nothing else is to do.
 
         Returns with a value in ``job`` that is still to be answered. This is
-        `Batch.take` and `Supervisor.finish` in a nutshell: an item costs less
+        `Batch.take` and `Dispatch.finish` in a nutshell: an item costs less
         than one of those calls. So does protection from Ctrl-C, which may
         land anywhere here: the books move by the one store of ``batch.taken``,
         and the item in hand is lost, as it is when Ctrl-C lands in a handler.
         """
-        supervisor = self.supervisor
+        dispatch = self.dispatch
         task = self.task
         advance, iterator, values = batch.advance, batch.iterator, batch.values
         assert iterator is not None
@@ -371,69 +480,113 @@ class Worker:
         # What `in_context` looks at, laid out.
         width, held = len(batch.context), tuple(batch.context.items())
         plain = advance is next
+        stamp = dispatch.stamp
+        real = stamp is perf_counter
         points = task._schedule_points
         rested = checked = perf_counter()
-        skip = 0
-        change = supervisor.change
-        brief = supervisor.slice
+        since = job.started_at
+        # Short items are measured together: alone, that would take longer.
+        skip = short = quick = 0
+        quick_time = 0.0
+        change = dispatch.change
+        brief = dispatch.slice
         index, item = job.index, job.input
-        while True:
-            value = await handler(item)
-            slept = task._schedule_points
-            if slept != points:
-                points = slept
-                rested = checked = perf_counter()
-                job.started_at = supervisor.clock()
-            elif skip:
-                skip -= 1
-            else:
-                now = perf_counter()
-                if now - rested > brief:
+        try:
+            while True:
+                value = await handler(item)
+                slept = task._schedule_points
+                if slept != points:
+                    points = slept
+                    now = stamp()
+                    dispatch.runs.pending.append(now - since)
+                    since = job.started_at = now
+                    quick += short
+                    skip = short = 0
+                    rested = checked = perf_counter()
+                elif skip:
+                    skip -= 1
+                    short += 1
+                else:
+                    now = perf_counter()
+                    spent = now - checked
+                    short += 1
+                    if spent < _SHORT:
+                        skip = _SKIP
+                        quick += short
+                        quick_time += spent
+                    elif real:
+                        dispatch.runs.pending.extend([spent / short] * short)
+                    else:
+                        quick += short
+                    short = 0
+                    checked = now
+                    if real:
+                        since = now
+                    if now - rested > brief:
+                        break
+                touched = len(copy_context()) != width
+                for var, kept in held:
+                    if var.get(_MISSING) is not kept:
+                        touched = True
+                if (
+                    touched
+                    or dispatch.change != change
+                    or task._cancel_status is not status
+                ):
                     break
-                # While items are this short, the clock can be left alone for
-                # some; it costs as much as one.
-                skip = _SKIP if now - checked < _SHORT else 0
-                checked = now
-            touched = len(copy_context()) != width
-            for var, kept in held:
-                if var.get(_MISSING) is not kept:
-                    touched = True
-            if (
-                touched
-                or supervisor.change != change
-                or task._cancel_status is not status
-            ):
-                break
-            try:
-                item = advance(iterator)
-            except StopIteration:
-                batch.run_dry()
-                break
-            except BaseException as error:
-                batch.source_error = error
-                batch.stop()
-                break
-            if not plain and batch.stopped:
-                break
-            values[index] = value
-            values.append(None)
-            index = batch.taken
-            batch.taken = index + 1
-            job.index = index
-            job.input = item
-            self.jobs += 1
+                try:
+                    item = advance(iterator)
+                except StopIteration:
+                    batch.run_dry()
+                    break
+                except BaseException as error:
+                    batch.source_error = error
+                    batch.stop()
+                    break
+                if not plain and batch.stopped:
+                    break
+                values[index] = value
+                values.append(None)
+                index = batch.taken
+                batch.taken = index + 1
+                job.index = index
+                job.input = item
+                self.jobs += 1
+        except BaseException:
+            job.started_at = since
+            raise
+        finally:
+            self.quick += quick + short
+            if real:
+                self.quick_time += quick_time
         job.value = value
 
     def start_timer(self, deadline: float) -> float:
-        """Have the watchdog cancel the job at ``deadline`` if it still runs."""
+        """Have the job cancelled at ``deadline`` if it still runs."""
         self.deadline = deadline
-        self.supervisor.watch(deadline)
+        if deadline < self._watch:
+            # One alarm a worker is enough: ringing, it looks at the job there is.
+            self._watch = deadline
+            self.dispatch.timer.at(deadline, self._look_at_job)
         return deadline
+
+    def _look_at_job(self) -> None:
+        now = self.dispatch.clock()
+        self._watch = inf
+        if self.job is None or self.deadline == inf:
+            return
+        if self.deadline > now:
+            self._watch = self.deadline
+            self.dispatch.timer.at(self.deadline, self._look_at_job)
+        else:
+            self.deadline = inf
+            self.job.overdue = True
+            self.cancel_job(f"trio_pool: job {self.job.name()} ran out of time")
 
     def _last_words(self, job: Job) -> WorkerCrashed:
         # The context manager gets an error of its own: the job's error object
         # is being raised in the caller's task meanwhile.
-        return WorkerCrashed(job.id, True, job.attempts, self.id)
+        return WorkerCrashed(job.name(), True, job.attempts, self.id)
 
     def _misnested(self, job: Job | None) -> None:
         error = RuntimeError(
@@ -444,10 +597,10 @@ class Worker:
         if job is not None:
             job.value = None
             self._lose(job, error)
-            self.supervisor.end(job, JobState.LOST)
+            self.dispatch.fail(job, JobState.LOST)
 
     def _lose(self, job: Job, cause: BaseException) -> None:
-        error = WorkerCrashed(job.id, True, job.attempts, self.id)
+        error = WorkerCrashed(job.name(), True, job.attempts, self.id)
         error.__cause__ = cause
         job.error = error
 
@@ -455,7 +608,7 @@ class Worker:
         """Decide what an error of a handler means, and answer."""
         job.name()
         job.traceback = _below_call(error.__traceback__)
-        supervisor = self.supervisor
+        dispatch = self.dispatch
         rest: BaseException | None = error
         try:
             if isinstance(error, BaseExceptionGroup) and not isinstance(
@@ -474,39 +627,78 @@ class Worker:
             elif isinstance(rest, Exception):
                 # A cancelled caller gets its group whole, as from a direct call.
                 job.error = rest if job.raise_cancel is None else error
-                if _is_of(rest, supervisor.config.crash_on):
+                if _is_of(rest, dispatch.config.crash_on):
                     self._crash = rest
                     self.heed = True
-                supervisor.end(job, JobState.FAILED)
+                dispatch.fail(job, JobState.FAILED)
             else:
                 job.traceback = None
                 self._lose(job, rest)
                 self._crash = rest
                 self.heed = True
-                supervisor.end(job, JobState.LOST)
                 if isinstance(rest, KeyboardInterrupt):
-                    supervisor.interrupt(rest)
+                    dispatch.end(job, JobState.LOST)
+                    self.supervisor.interrupt(rest)
+                else:
+                    dispatch.fail(job, JobState.LOST)
         finally:
             del error, rest
 
     def _settle_cancelled(self, job: Job, cancelled: BaseException) -> None:
-        supervisor = self.supervisor
+        dispatch = self.dispatch
         job.traceback = None
         if job.raise_cancel is None:
             if job.overdue and not job.cancel_asked:
-                job.error = JobTimeout(job.id, True, job.attempts, self.id, job.timeout)
-                supervisor.end(job, JobState.TIMED_OUT)
+                job.error = JobTimeout(
+                    job.name(), True, job.attempts, self.id, job.timeout
+                )
+                dispatch.fail(job, JobState.TIMED_OUT)
                 return
-            if supervisor.stopping:
-                supervisor.end_stopped(job)
+            if dispatch.stopping:
+                dispatch.end_stopped(job)
                 return
             batch = job.batch
             if not job.cancel_asked and not (batch is not None and batch.stopped):
                 # Nobody we know has cancelled it: something under the worker
                 # is dying. The job's record is answered with the cause.
                 raise cancelled
-            job.error = JobCancelled(job.id, True, job.attempts, self.id)
-        supervisor.end(job, JobState.CANCELLED)
+            job.error = JobCancelled(job.name(), True, job.attempts, self.id)
+        dispatch.end(job, JobState.CANCELLED)
+
+
+@disable_ki_protection
+async def _call_ready(ready: Callable[[], Awaitable[object]]) -> None:
+    await ready()
+
+
+def compose(
+    middleware: Sequence[Callable[..., Awaitable[Any]]],
+    call: Callable[[Handler, Any], Awaitable[Any]],
+    handler: Handler,
+) -> Callable[..., Awaitable[Any]]:
+    """Wrap a handler in middleware, the first of which is outermost.
+
+    ``call_next`` goes on with the job that it is given, or with the one that
+    its middleware got if it is called without.
+    """
+
+    async def innermost(job: CurrentJob, changed: CurrentJob | None = None) -> Any:
+        return await call(handler, (changed or job).input)
+
+    step: Callable[..., Awaitable[Any]] = innermost
+    for layer in reversed(middleware):
+        step = _wrap(layer, step)
+    return step
+
+
+def _wrap(
+    layer: Callable[..., Awaitable[Any]], inner: Callable[..., Awaitable[Any]]
+) -> Callable[..., Awaitable[Any]]:
+    async def step(job: CurrentJob, changed: CurrentJob | None = None) -> Any:
+        job = changed or job
+        return await layer(job, partial(inner, job))
+
+    return step
 
 
 @disable_ki_protection
@@ -548,7 +740,7 @@ def check_handler(option: str, handler: object) -> None:
             f"{option} must be an async function, got the class {handler!r}; "
             "a class that is an async context manager goes into worker="
         )
-    if not _is_async(handler):
+    if not is_async(handler):
         name = getattr(handler, "__name__", "fn")
         raise TypeError(
             f"{option} must be an async function, got the sync {handler!r}; wrap it, "
@@ -557,25 +749,11 @@ def check_handler(option: str, handler: object) -> None:
         )
 
 
-def _is_async(handler: Any) -> bool:
-    # Through functools.wraps, functools.partial and callable objects.
-    seen = handler
-    while True:
-        if inspect.iscoroutinefunction(seen):
-            return True
-        inner = getattr(seen, "__wrapped__", None) or getattr(seen, "func", None)
-        if inner is None:
-            break
-        seen = inner
-    if inspect.isroutine(seen) or inspect.isclass(seen):
-        return False
-    return inspect.iscoroutinefunction(type(seen).__call__)
-
-
 _CALLS = (
     call_handler.__code__,
     call_function.__code__,
     Worker._pull.__code__,
+    Worker._call_onion.__code__,
 )
 
 

@@ -1,0 +1,117 @@
+"""Which job a task is inside of: for handlers, middleware and the guard of waits."""
+
+from collections.abc import Hashable
+from typing import Any, final
+
+import attrs
+import trio
+from trio.lowlevel import RunVar, Task, current_task
+
+# The tasks of all workers of a trio run. Looking a task's parents up here
+# costs nothing on the way of a job, unlike a context variable.
+_crew: RunVar[dict[Task, Any]] = RunVar("trio_pool workers")
+
+
+def crew() -> dict[Task, Any]:
+    """Return the workers of this trio run by their tasks."""
+    try:
+        return _crew.get()
+    except LookupError:
+        workers: dict[Task, Any] = {}
+        _crew.set(workers)
+        return workers
+
+
+def worker_around(task: Task, dispatch: object = None) -> Any:
+    """Return the worker whose job ``task`` is a part of, or None.
+
+    With ``dispatch``, only a worker of that pool counts.
+    """
+    workers = crew()
+    at: Task | None = task
+    while at is not None:
+        worker = workers.get(at)
+        if worker is not None and (dispatch is None or worker.dispatch is dispatch):
+            return worker
+        nursery = at.parent_nursery
+        at = None if nursery is None else nursery.parent_task
+    return None
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class CurrentJob:
+    """The job that is running, as its handler and its middleware see it."""
+
+    pool: str
+    """The pool's name."""
+    id: int | str
+    """The job's id."""
+    input: Any
+    """What the handler is called with; in a `TaskPool` ``(async_fn, args)``."""
+    attempt: int
+    """Which attempt this is, from 1."""
+    key: Hashable
+    """Its key, None if it has none."""
+    priority: int
+    """Its priority."""
+    timeout: float
+    """Seconds that this attempt may run."""
+    deadline: float
+    """When it will be cancelled, on `trio.current_time()`; ``math.inf`` if never."""
+    worker: int
+    """The id of the worker that runs it."""
+    _job: Any = attrs.field(repr=False, alias="job")
+    _index: int = attrs.field(repr=False, alias="index")
+
+    def cancel(self) -> bool:
+        """Cancel this job; say whether it was running and not cancelled yet.
+
+        The handler gets `trio.Cancelled` at its next checkpoint, and whoever
+        waits for the job a `JobCancelled`. It is not tried again.
+        """
+        job = self._job
+        worker = job.worker
+        if (
+            worker is None
+            or worker.job is not job
+            or (job.index, job.attempts) != (self._index, self.attempt)
+            or job.cancel_asked
+        ):
+            return False
+        job.cancel_asked = True
+        job.dispatch.cancel_running(job)
+        return True
+
+
+def describe(job: Any) -> CurrentJob:
+    """Describe a running job to its handler."""
+    worker = job.worker
+    return CurrentJob(
+        pool=job.dispatch.config.name,
+        id=job.name(),
+        input=job.input,
+        attempt=job.attempts,
+        key=job.key,
+        priority=job.priority,
+        timeout=job.timeout,
+        deadline=min(job.deadline, worker.deadline),
+        worker=worker.id,
+        job=job,
+        index=job.index,
+    )
+
+
+def current_job() -> CurrentJob:
+    """Return the job that the calling task is running, or is a child of.
+
+    To be called in a handler, in middleware, or in a task that they started.
+
+    Raises:
+      RuntimeError: the task is not inside a job.
+    """
+    if trio.lowlevel.in_trio_task():
+        worker = worker_around(current_task())
+        if worker is not None and worker.job is not None:
+            return describe(worker.job)
+    raise RuntimeError("current_job() must be called inside a job of a trio_pool")

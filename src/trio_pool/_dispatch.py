@@ -1,0 +1,1213 @@
+"""The books of a pool, and every decision about a job, each in one step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from threading import get_ident
+from time import perf_counter
+from typing import TYPE_CHECKING, cast, final
+
+import trio
+from trio.lowlevel import ParkingLot
+
+from ._backlog import Keys, Line
+from ._batch import Batch
+from ._books import picture
+from ._checks import note, refuse
+from ._current import worker_around
+from ._errors import (
+    BacklogFull,
+    CircuitOpen,
+    JobCancelled,
+    JobDropped,
+    JobExpired,
+    PoolBroken,
+    PoolClosed,
+    WorkerCrashed,
+    WouldDeadlock,
+    WrongThread,
+)
+from ._events import UNHEARD, JobChanged, JobState, WorkerState, log
+from ._job import Job, Terms
+from ._latency import Histogram
+from ._policy import note_attempts
+from ._telling import HookCalls
+from ._timer import Timer
+from ._trio import WAKE, is_system_clock, rescheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.lowlevel import Task
+
+    from ._backlog import Source
+    from ._config import PoolConfig
+    from ._policy import Retry
+    from ._worker import Worker
+
+_BUSY = WorkerState.BUSY
+_QUEUED = JobState.QUEUED
+_RUNNING = JobState.RUNNING
+_DELAYED = JobState.DELAYED
+_DONE = JobState.DONE
+
+_HOOKS = {
+    JobState.DONE: "on_job_complete",
+    JobState.FAILED: "on_job_error",
+    JobState.TIMED_OUT: "on_job_error",
+    JobState.LOST: "on_job_error",
+    JobState.CANCELLED: "on_job_cancel",
+    JobState.DROPPED: "on_job_drop",
+    JobState.EXPIRED: "on_job_drop",
+}
+
+# How an attempt ended that says nothing about what it called.
+_NO_VERDICT = trio.WouldBlock()
+
+
+@final
+class Dispatch:
+    """What a job meets: plain methods, called in the caller's or worker's step.
+
+    A job without further terms in a pool without guards takes the short way:
+    `accept`, `next_job`, `finish`. Every other one takes `admit`, is held,
+    put off or gated where it waits, and leaves by `_conclude`.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self.max_backlog = config.max_backlog
+        self.wanted = config.size
+        self.slice = 0.0
+        """Seconds after which a worker that never sleeps yields."""
+        self.next_id: Callable[[], int] = itertools.count(1).__next__
+        self.thread = -1
+        self.clock: Callable[[], float] = trio.current_time
+        self.stamp: Callable[[], float] = perf_counter
+        """The clock by which waits and runs are measured: the cheapest there is."""
+        # The books.
+        self.accepted = 0
+        self.running = 0
+        self.done = 0
+        self.pulled = 0
+        """Items of ended batches that `Worker._pull` took and finished."""
+        self.change = 0
+        """Counts what such a worker must stop and look at."""
+        self.ended = dict.fromkeys((s for s in JobState if s.terminal), 0)
+        self.retries = 0
+        self.handed = 0
+        """Jobs that found an idle worker and have started, or are about to."""
+        self.waits = Histogram()
+        self.runs = Histogram()
+        self.quick = 0
+        """Jobs of workers that are gone for good that took next to no time."""
+        self.quick_time = 0.0
+        self.line = Line(config.aging)
+        """The backlog: accepted jobs, and sources."""
+        self.room = Line(config.aging)
+        """Jobs whose callers wait for room; not accepted yet."""
+        self.unheard: dict[Job, None] = {}
+        self.live: dict[int | str, Job] = {}
+        """Jobs that have not ended, by the ids that users gave them."""
+        # The workers, by id; those that are gone for good leave.
+        self.workers: dict[int, Worker] = {}
+        self.idle: dict[Worker, None] = {}
+        """Idle workers, the one that has been idle for longest first."""
+        self.resting: dict[Worker, None] = {}
+        """Idle workers of a paused pool."""
+        self.sources: dict[Source, None] = {}
+        """Batches that have not ended."""
+        self.leases: dict[Source, None] = {}
+        """Leases that are waited for or held."""
+        # The life of the pool.
+        self.closed = True
+        self.stopping = False
+        self.paused = False
+        self.failure: BaseException | None = None
+        self.drained = ParkingLot()
+        self.listeners = 0
+        """Who wants to hear of ends: asking them costs more, on every job."""
+        # What most pools are without.
+        self.timer = Timer()
+        self.hooks = HookCalls(config.hooks)
+        self.watched = self.hooks.any_job_hook
+        self.outside: trio.Nursery | None = None
+        """A nursery known to be part of no job of this pool."""
+        self.rate = config.rate
+        self.breaker = config.breaker
+        self.limiter = config.limiter
+        self.starters = ParkingLot()
+        """Leases that wait for the rate or the limiter."""
+        self.token_wanted = trio.Event()
+        self.guarded = bool(config.rate or config.breaker or config.limiter)
+        self.by_terms = bool(self.guarded or config.retry or config.choose)
+        """Whether every job has terms."""
+        self.solo = not (
+            self.guarded or config.middleware or config.max_jobs < math.inf
+        )
+        """Whether a worker may pull items of a batch without asking."""
+        self._always_gated = bool(
+            self.guarded
+            or config.aging < math.inf
+            or config.max_jobs < math.inf
+            or config.max_idle < math.inf
+        )
+        self.gated = self._always_gated
+        """Whether more than a free worker is wanting for a job to start; each
+        worker has a copy of it."""
+        self._choose = config.choose
+        self._keys = Keys()
+        self._inner_waits: dict[Task, tuple[Job | Source, Worker, str]] = {}
+        self._starved: list[Source | None] = []
+        self._rate_alarm: object = None
+        self._tokens: list[object] = []
+        """Tokens of starts that are being decided; hooks may nest these."""
+        self._spare_tokens: list[object] = []
+
+    def prepare(self) -> None:
+        """Belong to this trio run and thread from now on, and take jobs."""
+        clock = trio.lowlevel.current_clock()
+        self.clock = clock.current_time
+        self.stamp = perf_counter if is_system_clock(clock) else clock.current_time
+        self.opened_at = self.stamp()
+        self.stopped_at: float | None = None
+        self.thread = get_ident()
+        self.reschedule = rescheduler(trio.lowlevel.current_task())
+        for guard in (self.rate, self.breaker):
+            if guard is not None:
+                guard.begin(trio.lowlevel.current_trio_token())
+        self.closed = False
+
+    def check_thread(self) -> None:
+        """Refuse a call from another thread."""
+        if get_ident() != self.thread:
+            raise WrongThread(self.config.name)
+
+    def refusal(self) -> Exception:
+        """Make the error of a pool that takes no more jobs."""
+        if isinstance(self.failure, PoolBroken):
+            return self.broken(None)
+        return PoolClosed(self.config.name)
+
+    # ------------------------------------------------------------------
+    # How a job comes in.
+
+    def accept(self, job: Job, wait: bool) -> bool:
+        """Hand a new job over, queue it, or let its caller queue for room.
+
+        Says whether there is something to wait for: not if the job was
+        dropped at once, nor if the caller has been cancelled already and would
+        have had to wait or to push out another's job; then nothing has
+        happened. Raises when the job is refused.
+        """
+        if get_ident() != self.thread:
+            raise WrongThread(self.config.name)
+        if self.closed:
+            raise self.refusal()
+        if self.idle:
+            worker, _ = self.idle.popitem()
+            self.accepted += 1
+            self.handed += 1
+            self.running += 1
+            job.state = _RUNNING
+            job.worker = worker
+            worker.job = job
+            worker.state = _BUSY
+            worker.task.context = job.context
+            if worker.asleep:
+                # As `Worker.nudge` does, in the step of every job that finds one idle.
+                worker.asleep = False
+                worker.post(job)
+                self.reschedule(worker.task, WAKE)
+        else:
+            line = self.line
+            if line.count >= self.max_backlog:
+                return self._overflow(job, wait)
+            self.accepted += 1
+            self.change += 1
+            job.state = _QUEUED
+            job.queued_at = self.stamp()
+            if job.priority:
+                line.push(job)
+            else:
+                # `Line.push` in the step where most jobs are that come here.
+                job.waiting = True
+                line.count += 1
+                line.plain.append(job)
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+            return job.error is None
+        return True
+
+    def admit(self, job: Job, wait: bool) -> bool:
+        """Do what `accept` does, for a job with terms."""
+        self.check_thread()
+        if self.closed:
+            raise self.refusal()
+        terms = cast("Terms", job.terms)
+        if terms.uid is not None and terms.uid in self.live:
+            raise ValueError(refuse("id", terms.uid, "an id that no live job has"))
+        if terms.delay and not self.max_backlog:
+            raise ValueError(
+                refuse("delay", terms.delay, "0, as max_backlog=0 lets no job wait")
+            )
+        if self.breaker is not None:
+            terms.permit = self.breaker.admit(self.clock())
+            if terms.permit is None:
+                raise self._circuit_open()
+        if terms.uid is not None:
+            self.live[terms.uid] = job
+        if terms.key is not None:
+            self._keys.enter(terms.key, job)
+        if terms.delay or terms.ttl < math.inf:
+            terms.born = self.clock()
+        if terms.ttl < math.inf:
+            when = terms.born + terms.ttl
+            terms.expiry = self.timer.at(when, lambda: self._expire(job))
+        try:
+            waits = self._place(job, wait)
+        except BaseException:
+            self._conclude(job)
+            raise
+        if not waits and job.state is None:
+            self._conclude(job)
+        return waits
+
+    def _place(self, job: Job, wait: bool) -> bool:
+        if self._try_hand_over(job):
+            return job.error is None
+        if self.line.count >= self.max_backlog:
+            return self._overflow(job, wait) and job.error is None
+        self._queue(job)
+        self._rouse_for(job)
+        return job.error is None
+
+    def _try_hand_over(self, job: Job) -> bool:
+        """Let an idle worker run a new job, if it is its turn."""
+        if (
+            not self.idle
+            or self.line.ready
+            or self.line.sources
+            or self.room.ready
+            or not self._may_run(job)
+            or not self._is_in_bound()
+            or (self.guarded and not self.take_start())
+        ):
+            return False
+        self.accepted += 1
+        self.hand_over(job, self._pick())
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+        return True
+
+    def _rouse_for(self, job: Job) -> None:
+        """Have an idle worker look for a job that has just come to wait."""
+        if self.idle and self._may_run(job):
+            if not self._is_in_bound():
+                self._starve(None)
+            elif not (self._rate_alarm or self.token_wanted.is_set()):
+                self.rouse(1)
+
+    def hand_over(self, job: Job, worker: Worker) -> None:
+        """Let an idle worker run a job that is accepted by this."""
+        self.running += 1
+        job.state = _RUNNING
+        job.worker = worker
+        worker.job = job
+        worker.state = _BUSY
+        self.handed += 1
+        job.queued_at = -1.0
+        self._lend(job)
+        worker.wake_for(job)
+
+    def start_leased(self, job: Job, worker: Worker) -> None:
+        """Accept a job for the worker of a lease, which has taken its start."""
+        job.terms = Terms()
+        if self.breaker is not None:
+            job.terms.permit = self.breaker.admit(self.clock())
+            if job.terms.permit is None:
+                self.give_back_start()
+                raise self._circuit_open()
+        job.queued_at = self.stamp()
+        self.accepted += 1
+        self.hand_over(job, worker)
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+
+    def _pick(self) -> Worker:
+        """Take the idle worker that shall have the next job."""
+        if self._choose is not None and len(self.idle) > 1:
+            workers = {worker.id: worker for worker in self.idle}
+            try:
+                offered = tuple(picture(w, self.stamp) for w in workers.values())
+                worker = workers[self._choose(offered).id]
+            except Exception:
+                self._choose = None
+                log.exception("choose raised and is not called again")
+            else:
+                del self.idle[worker]
+                return worker
+        return self.idle.popitem()[0]
+
+    def _overflow(self, job: Job, wait: bool) -> bool:
+        drop = self.config.overflow == "drop_oldest"
+        if wait and trio.current_effective_deadline() == -math.inf:
+            return False
+        if not drop and (not wait or self.config.overflow == "reject"):
+            raise BacklogFull(self.config.name, self.max_backlog)
+        if not drop:
+            self.change += 1
+            job.queued_at = self.stamp()
+            self.room.push(job, held=not self._may_run(job))
+            self._rouse_for(job)
+            return True
+        while self.line.count >= self.max_backlog:
+            if self._try_hand_over(job):
+                return True
+            oldest = self.line.oldest()
+            if oldest is None:
+                self._drop_at_once(job)
+                return False
+            oldest.error = self._fate(JobDropped, oldest)
+            self.end(oldest, JobState.DROPPED)
+            if self.closed:
+                # By a hook that heard of the drop.
+                raise self.refusal()
+        self._queue(job)
+        self._rouse_for(job)
+        return True
+
+    def _fate(self, kind: type[JobDropped | JobExpired], job: Job) -> Exception:
+        worker = None if job.worker is None else job.worker.id
+        return kind(job.name(), job.attempts > 0, job.attempts, worker)
+
+    def _may_run(self, job: Job) -> bool:
+        """Say whether a new job is neither delayed nor behind one of its key."""
+        terms = job.terms
+        return terms is None or (
+            not terms.delay
+            and (terms.key is None or self._keys.is_first(terms.key, job))
+        )
+
+    def _queue(self, job: Job) -> None:
+        self.accepted += 1
+        self.change += 1
+        job.queued_at = self.stamp()
+        terms = job.terms
+        if terms is not None and terms.delay:
+            job.state = _DELAYED
+            self.line.put_off(job)
+            terms.alarm = self.timer.at(
+                terms.born + terms.delay, lambda: self._make_ready(job)
+            )
+        else:
+            job.state = _QUEUED
+            self.line.push(job, held=not self._may_run(job))
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+
+    def _drop_at_once(self, job: Job) -> None:
+        # With no room at all the newest is the oldest waiting job too; but
+        # not for a moment may it be seen waiting.
+        self.accepted += 1
+        job.error = self._fate(JobDropped, job)
+        job.state = JobState.DROPPED
+        self.ended[JobState.DROPPED] += 1
+        if self.watched:
+            self.tell_job("on_job_queue", job)
+            self.tell_job("on_job_drop", job)
+        if job.terms is not None:
+            self._conclude(job)
+
+    def _admit_callers(self) -> None:
+        """Let in the first callers that wait for room, while there is some."""
+        while self.room.count and self.line.count < self.max_backlog:
+            job = cast("Job", self.room.shift())
+            self._let_in(job)
+            self._queue(job)
+        if self.idle and self.line.ready:
+            self.rouse(1)
+
+    def _let_in(self, job: Job) -> None:
+        # The caller of submit has only waited for this; it wakes with a reply.
+        if job.readers is not None and not job.is_process:
+            job.wake()
+
+    # ------------------------------------------------------------------
+    # How a worker gets it.
+
+    def next_job(self, worker: Worker, now: float) -> Job | None:
+        """Take a job for a free worker, and set it on the worker's record."""
+        if worker.gated:
+            return self._next_gated(worker, now)
+        line = self.line
+        top = line.top
+        if top and top[0].__class__ is Job and top[0].waiting:
+            # `Line.pop` in the case that is nearly always.
+            job: Job = top.popleft()  # type: ignore[assignment]
+            job.waiting = False
+            line.count -= 1
+            self.running += 1
+            job.state = _RUNNING
+            job.worker = worker
+            worker.job = job
+            # The books are right again before anything else may look at them.
+            if self.room.count:
+                self._admit_callers()
+            return job
+        return self._take(worker, now)
+
+    def _take(self, worker: Worker, now: float) -> Job | None:
+        line = self.line
+        while True:
+            entry = line.pop(now)
+            new = True
+            if entry is None:
+                if not self.room.count:
+                    return None
+                if not self._is_in_bound():
+                    self._starve(None)
+                    return None
+                job = cast("Job | None", self.room.pop())
+                if job is None:
+                    return None
+                self._let_in(job)
+                self.accepted += 1
+                job.queued_at = now
+            elif isinstance(entry, Job):
+                job = entry
+                new = False
+            elif isinstance(entry, Batch) and not self._is_in_bound():
+                entry.hungry = False
+                self._starve(entry)
+                continue
+            else:
+                taken = entry.take(worker)
+                if taken is None:
+                    if worker.lease is not None:
+                        # It was a lease, and this worker is its.
+                        return None
+                    continue
+                job = taken
+                self.accepted += 1
+            self.running += 1
+            job.state = _RUNNING
+            job.worker = worker
+            worker.job = job
+            if new:
+                if self.idle and self.room.ready:
+                    self.rouse(1)
+                if self.idle and job.batch is not None:
+                    # Waking the others two by two reaches all soon, and only
+                    # as many as there are items for.
+                    self.rouse(2)
+                if self.watched:
+                    self.tell_job("on_job_queue", job)
+            elif self.room.count:
+                self._admit_callers()
+            return job
+
+    def _next_gated(self, worker: Worker, now: float) -> Job | None:
+        """Do what `next_job` does where a free worker is not all it takes."""
+        if worker.lease is not None and worker.lease.holds(worker):
+            return None
+        if not self._is_free(worker):
+            return None
+        if self.is_spent(worker):
+            worker.recycle()
+            return None
+        if not self.guarded:
+            return self._take(worker, now)
+        while self.line.ready or self.line.sources or self.room.ready:
+            if not self._is_free(worker):
+                return None
+            if not self.take_start():
+                self._lease_out(worker)
+                return None
+            job = self._take(worker, now)
+            if job is None:
+                self.give_back_start()
+                if worker.lease is not None:
+                    # What it came for is another's now.
+                    self.rouse(1)
+                return None
+            if self._may_go_on(job):
+                job.error = job.traceback = None
+                self._lend(job)
+                if self.idle:
+                    # Whoever could start too must look for itself.
+                    self.rouse(1)
+                return job
+            self.give_back_start()
+            # The worker is on its feet: nobody may take it for an idle one.
+            worker.job = None
+            self._refuse_start(job)
+        return None
+
+    def _refuse_start(self, job: Job) -> None:
+        """End a job that the breaker does not let start."""
+        if job.attempts:
+            # The error that its last attempt had says more than this.
+            assert job.error is not None
+            note(job.error, f"trio_pool: not tried again: {self._circuit_open()}")
+        else:
+            job.error = self._circuit_open()
+        self.end(job, JobState.FAILED)
+
+    def _lease_out(self, worker: Worker) -> None:
+        """Let a lease have a worker that must not start a job now."""
+        hungry = [lease for lease in self.leases if lease.hungry]
+        if hungry:
+            max(hungry, key=lambda lease: lease.priority).take(worker)
+
+    def is_spent(self, worker: Worker) -> bool:
+        """Say whether a worker has run as many jobs as it may."""
+        return worker.jobs - worker.jobs_before >= self.config.max_jobs
+
+    def _is_free(self, worker: Worker) -> bool:
+        # Asked again after each end, as a hook that hears of it may change this.
+        return not (self.paused or worker.leaving)
+
+    def _may_go_on(self, job: Job) -> bool:
+        """Ask the breaker about a job that is about to start."""
+        if self.breaker is None:
+            return True
+        terms = job.terms
+        if terms is None:
+            terms = job.terms = Terms(retry=self.config.retry)
+        if job.batch is not None and not job.attempts:
+            # Items of a batch are admitted as they are taken.
+            terms.permit = self.breaker.admit(self.clock())
+            return terms.permit is not None
+        assert terms.permit is not None
+        if self.breaker.allows(terms.permit, self.clock()):
+            terms.permit = self.breaker.renew(terms.permit)
+            return True
+        # Refused, it holds no place that it could give back.
+        terms.permit = None
+        return False
+
+    def _circuit_open(self) -> CircuitOpen:
+        assert self.breaker is not None
+        return CircuitOpen(self.config.name, self.breaker.reopens_in(self.clock()))
+
+    # What a start costs in a guarded pool: a token of the limiter, and one of
+    # the rate; both are given back when no job starts after all.
+
+    def take_start(self) -> bool:
+        """Take what a start needs, or have somebody wait for it."""
+        if self.limiter is not None:
+            if self._spare_tokens:
+                self._tokens.append(self._spare_tokens.pop())
+            else:
+                borrower = object()
+                try:
+                    self.limiter.acquire_on_behalf_of_nowait(borrower)
+                except trio.WouldBlock:
+                    self.token_wanted.set()
+                    return False
+                self._tokens.append(borrower)
+        if self.rate is not None:
+            when = self.rate.take(self.clock())
+            if when != -math.inf:
+                if self._tokens:
+                    self._release_token(self._tokens.pop())
+                if self._rate_alarm is None:
+                    self._rate_alarm = self.timer.at(when, self._rate_allows)
+                return False
+        return True
+
+    def _rate_allows(self) -> None:
+        self._rate_alarm = None
+        self._try_starts()
+
+    def _try_starts(self) -> None:
+        self.rouse(1)
+        self.starters.unpark_all()
+
+    def bring_token(self, borrower: object) -> None:
+        """Use a token that was waited for, unless nobody wants it any more."""
+        wanted = self.line.ready or self.line.sources or self.room.ready
+        if (wanted and self.idle) or self.starters:
+            self._spare_tokens.append(borrower)
+            self._try_starts()
+        else:
+            self._release_token(borrower)
+
+    def release_spare_tokens(self) -> None:
+        """Give back the tokens that no job holds."""
+        while self._spare_tokens:
+            self._release_token(self._spare_tokens.pop())
+
+    def _release_token(self, borrower: object) -> None:
+        assert self.limiter is not None
+        self.limiter.release_on_behalf_of(borrower)
+
+    def give_back_start(self) -> None:
+        """Give back what `take_start` took."""
+        if self._tokens:
+            self._release_token(self._tokens.pop())
+        if self.rate is not None:
+            self.rate.give_back()
+
+    def _lend(self, job: Job) -> None:
+        """Let a job hold what was taken for its start."""
+        if self._tokens:
+            if job.terms is None:
+                job.terms = Terms(retry=self.config.retry)
+            job.terms.token = self._tokens.pop()
+
+    # Idle workers.
+
+    def rest(self, worker: Worker) -> None:
+        """Note that a worker goes to sleep at its mailbox."""
+        worker.state = WorkerState.IDLE
+        worker.idle_since = self.clock()
+        if worker.lease is None:
+            (self.resting if self.paused else self.idle)[worker] = None
+        if self._spare_tokens and not self.starters:
+            self.release_spare_tokens()
+
+    def wake_up(self, worker: Worker) -> None:
+        """Note that a worker is up, with no job yet."""
+        self.idle.pop(worker, None)
+        self.resting.pop(worker, None)
+        worker.state = WorkerState.BUSY
+
+    def rouse(self, count: float) -> None:
+        """Have idle workers look for jobs."""
+        while self.idle and count > 0:
+            worker = self._pick()
+            worker.state = WorkerState.BUSY
+            worker.nudge()
+            count -= 1
+
+    def _let_rest(self, worker: Worker) -> None:
+        """Let a worker whose job was withdrawn be handed another at once."""
+        waiting = self.line.ready or self.line.sources or self.room.ready
+        if not waiting and not worker.leaving and worker.lease is None:
+            self.rest(worker)
+
+    # The bound of the backlog. Retries may pass it by as many as run, so while
+    # it is passed nothing new may start that could wait for a retry in its turn.
+
+    def _is_in_bound(self) -> bool:
+        waiting = self.line.count
+        return (
+            waiting <= self.max_backlog
+            or waiting + self.running < self.max_backlog + self.wanted
+        )
+
+    def _starve(self, source: Source | None) -> None:
+        """Have a source, or callers, that may not start wait for the next end."""
+        if source is not None or not self._starved:
+            self._starved.append(source)
+            self.listeners += 1
+
+    def hear_end(self) -> None:
+        """Look whether those who wait for ends have waited enough."""
+        if self._starved and self._is_in_bound():
+            starved, self._starved = self._starved, []
+            self.listeners -= len(starved)
+            for source in starved:
+                if isinstance(source, Batch):
+                    source.look()
+            if self.room.count:
+                self.rouse(1)
+        if self.drained and self.is_drained():
+            self.drained.unpark_all()
+
+    def flush(self) -> None:
+        """Count the times measured lately, which their list is too long for."""
+        self.waits.flush()
+        self.runs.flush()
+
+    def is_drained(self) -> bool:
+        """Say whether every accepted job has ended."""
+        return not self.running and not self.line.has_work()
+
+    async def park_until_drained(self) -> None:
+        """Wait until it is worth looking whether every job has ended."""
+        self.listeners += 1
+        try:
+            await self.drained.park()
+        finally:
+            self.listeners -= 1
+
+    # ------------------------------------------------------------------
+    # How it ends, or is tried again.
+
+    def finish(self, job: Job) -> None:
+        """End a running job by its value: `end`, as short as it can be."""
+        self.running -= 1
+        self.done += 1
+        job.state = _DONE
+        worker = job.worker
+        worker.job = None  # type: ignore[union-attr]
+        worker.deadline = math.inf  # type: ignore[union-attr]
+        if job.terms is not None:
+            self._leave_worker(job, None)
+            self._conclude(job)
+        if self.watched:
+            self.tell_job("on_job_complete", job)
+        caller = job.caller
+        if caller is not None:
+            job.caller = None
+            self.reschedule(caller, WAKE)
+        elif job.batch is not None:
+            job.batch.answer(job)
+        elif job.readers:
+            job.wake()
+        if self.listeners:
+            self.hear_end()
+
+    def fail(self, job: Job, state: JobState) -> None:
+        """End an attempt by ``job.error``: try the job again, or end it."""
+        retry = self.config.retry if job.terms is None else job.terms.retry
+        if retry is None or not self._try_again(job, state, retry):
+            self.end(job, state)
+
+    def end(self, job: Job, state: JobState) -> None:
+        """End an accepted job, wherever it is, and tell who waits for it."""
+        if job.state in self.ended:
+            # A hook that heard of another end has ended this one meanwhile.
+            return
+        if job.state is _RUNNING:
+            self._take_from_worker(job, state)
+        else:
+            self.line.discard(job)
+        job.state = state
+        self.ended[state] += 1
+        if job.terms is not None:
+            self._conclude(job)
+        if self.watched:
+            self.tell_job(_HOOKS[state], job)
+        if job.batch is not None:
+            job.batch.answer(job)
+        else:
+            # A process has a caller that hears the error; a submit may not.
+            if state in UNHEARD and job.caller is None and not job.readers:
+                self.unheard[job] = None
+            job.wake()
+        if self.room.count and not self.stopping:
+            self._admit_callers()
+        if self.listeners:
+            self.hear_end()
+
+    def _take_from_worker(self, job: Job, state: JobState) -> None:
+        self.running -= 1
+        begun = job.begun
+        worker = job.worker
+        if not begun and job.queued_at < 0.0 and job.batch is None:
+            self.handed -= 1
+        if worker is not None and worker.job is job:
+            worker.job = None
+            worker.deadline = math.inf
+            if not begun and worker.state is WorkerState.BUSY:
+                self._let_rest(worker)
+        if job.terms is not None:
+            verdict = job.error if begun and state in UNHEARD else _NO_VERDICT
+            self._leave_worker(job, verdict)
+
+    def _leave_worker(self, job: Job, verdict: BaseException | None) -> None:
+        """Give back what an attempt held, and tell the breaker how it went."""
+        terms = cast("Terms", job.terms)
+        if terms.token is not None:
+            self._release_token(terms.token)
+            terms.token = None
+        if terms.permit is not None:
+            assert self.breaker is not None
+            if verdict is _NO_VERDICT:
+                self.breaker.give_back(terms.permit)
+            else:
+                self.breaker.settle(terms.permit, verdict, self.clock())
+            terms.permit = None
+
+    def _conclude(self, job: Job) -> None:
+        """Let go of all that a job with terms has had a hold of."""
+        terms = cast("Terms", job.terms)
+        if terms.permit is not None:
+            assert self.breaker is not None
+            self.breaker.give_back(terms.permit)
+            terms.permit = None
+        for alarm in (terms.alarm, terms.expiry):
+            if alarm is not None:
+                self.timer.take_back(alarm)
+        terms.alarm = terms.expiry = None
+        if terms.uid is not None:
+            del self.live[terms.uid]
+        if terms.drain is not None and job.state is _DONE:
+            try:
+                terms.drain.send(job.value)
+            except Exception:
+                log.exception("a drain refused the result of job %r", job.name())
+        if terms.key is not None:
+            following = self._keys.leave(terms.key, job)
+            if following is not None:
+                self._release(following)
+
+    def _release(self, job: Job) -> None:
+        """Let the next job of a key run."""
+        if job.state is None:
+            if not cast("Terms", job.terms).delay:
+                self.room.release(job)
+        elif job.state is _QUEUED:
+            self.line.release(job)
+        self.change += 1
+        self.rouse(1)
+
+    def _is_desolate(self) -> bool:
+        """Say whether no worker will ever come for what waits."""
+        return self.closed and not self.wanted and self.config.scale is None
+
+    def _try_again(self, job: Job, state: JobState, retry: Retry) -> bool:
+        """Put a job that failed off until its next attempt, if it gets one."""
+        batch = job.batch
+        error = job.error
+        if (
+            not isinstance(error, Exception)
+            or self.stopping
+            or self._is_desolate()
+            or job.cancel_asked
+            or job.raise_cancel is not None
+            or (batch is not None and batch.stopped)
+        ):
+            return False
+        terms = job.terms
+        if terms is None:
+            terms = job.terms = Terms(retry=retry)
+        if job.attempts == 1:
+            terms.first_start = job.started_at
+        try:
+            delay = retry.next_wait(
+                error,
+                job.attempts,
+                self.stamp() - terms.first_start,
+                crashed=state is JobState.LOST,
+            )
+        except Exception:
+            log.exception("the retry policy of job %r raised", job.name())
+            delay = None
+        if delay is None:
+            if job.attempts > 1:
+                note_attempts(error, job.attempts)
+            return False
+        self._take_from_worker(job, state)
+        self.retries += 1
+        self.change += 1
+        job.before = job.attempts
+        job.queued_at = self.stamp()
+        job.overdue = False
+        job.state = _DELAYED
+        if batch is not None:
+            batch.put_off(job)
+        self.line.put_off(job)
+        terms.alarm = self.timer.at(self.clock() + delay, lambda: self._make_ready(job))
+        if self.watched:
+            self.tell_job("on_job_retry", job, delay)
+        return True
+
+    def _make_ready(self, job: Job) -> None:
+        """Queue a job whose time has come."""
+        terms = cast("Terms", job.terms)
+        terms.alarm = None
+        if job.attempts and self.breaker is not None:
+            terms.permit = self.breaker.admit(self.clock())
+            if terms.permit is None:
+                self._refuse_start(job)
+                return
+        self.line.discard(job)
+        if self.breaker is None:
+            job.error = job.traceback = None
+        job.state = _QUEUED
+        job.queued_at = self.stamp()
+        terms.delay = 0.0
+        self.line.push(job, held=not self._may_run(job))
+        self.change += 1
+        self.rouse(1)
+
+    def _expire(self, job: Job) -> None:
+        """End a job that has waited for longer than its ttl."""
+        if job.state not in (None, _QUEUED, _DELAYED) or job.attempts:
+            return
+        job.error = self._fate(JobExpired, job)
+        if job.state is None:
+            self._turn_away(job)
+        else:
+            self.end(job, JobState.EXPIRED)
+
+    def _turn_away(self, job: Job) -> None:
+        """Have a caller that waits for room hear ``job.error``."""
+        self.room.discard(job)
+        if job.terms is not None:
+            self._conclude(job)
+        job.wake()
+
+    def withdraw(self, job: Job) -> bool:
+        """Cancel a job that is not running; false if it is."""
+        if job.state is None:
+            # Its caller waits for room: the job was never accepted.
+            self.room.discard(job)
+            job.caller = None
+            if job.terms is not None:
+                self._conclude(job)
+            return True
+        if job.state is _RUNNING and job.begun:
+            return False
+        job.caller = None
+        if job.raise_cancel is None:
+            job.error = self.cancelled(job)
+            job.traceback = None
+        self.end(job, JobState.CANCELLED)
+        return True
+
+    def cancelled(self, job: Job) -> JobCancelled:
+        """Make the error of a cancelled job."""
+        worker = None if job.worker is None or not job.attempts else job.worker.id
+        return JobCancelled(job.name(), job.attempts > 0, job.attempts, worker)
+
+    def cancel_running(self, job: Job) -> None:
+        """Cancel the handler of a started job; its end is answered later."""
+        worker = job.worker
+        if worker is not None and worker.job is job:
+            worker.cancel_job(f"trio_pool: job {job.name()} was cancelled")
+
+    def end_stopped(self, job: Job) -> None:
+        """End a job because the whole pool stops."""
+        job.traceback = None
+        if isinstance(self.failure, PoolBroken):
+            job.error = self.broken(job)
+            self.end(job, JobState.LOST)
+            self.unheard.pop(job, None)
+        else:
+            job.error = self.cancelled(job)
+            self.end(job, JobState.CANCELLED)
+
+    def broken(self, job: Job | None) -> PoolBroken:
+        """Make the error of a broken pool, for one job or for anyone."""
+        failure = self.failure
+        assert isinstance(failure, PoolBroken)
+        if job is None:
+            error = PoolBroken(failure.pool, failure.reason)
+        else:
+            worker = None if job.worker is None else job.worker.id
+            error = PoolBroken(
+                failure.pool,
+                failure.reason,
+                job.name(),
+                job.attempts > 0,
+                job.attempts,
+                worker,
+            )
+        error.__cause__ = failure.__cause__
+        return error
+
+    def settle_leftover(self, job: Job, crash: BaseException | None) -> None:
+        """Decide what becomes of a job whose worker leaves it."""
+        if self.stopping or (not job.begun and self._is_desolate()):
+            self.end_stopped(job)
+        elif job.begun or job.batch is not None or job.leased:
+            # The item of a batch has no place to go back to.
+            worker = None if job.worker is None or not job.begun else job.worker.id
+            error = WorkerCrashed(job.name(), job.attempts > 0, job.attempts, worker)
+            error.__cause__ = crash
+            job.error = error
+            if job.begun:
+                self.fail(job, JobState.LOST)
+            else:
+                self.end(job, JobState.LOST)
+        else:
+            # It stays admitted, whatever its start had taken is given back.
+            permit = None if job.terms is None else job.terms.permit
+            if job.terms is not None:
+                job.terms.permit = None
+            self._take_from_worker(job, _QUEUED)
+            if job.terms is not None:
+                job.terms.permit = permit
+            job.worker = None
+            job.state = _QUEUED
+            if job.queued_at < 0.0:
+                job.queued_at = self.stamp()
+            self.change += 1
+            self.line.push_front(job)
+            self.rouse(1)
+
+    def refuse_waiting(self) -> None:
+        """Tell those who wait for room that they will not get in."""
+        for job in self.room.jobs():
+            job.error = self.refusal()
+            self._turn_away(job)
+
+    def end_waiting(self) -> None:
+        """End all that waits, as none of it will run any more."""
+        for job in self.line.jobs():
+            self.end_stopped(job)
+        for source in tuple(self.sources):
+            source.stop(self.refusal())
+        self.line.clear()
+
+    def stop_sources(self) -> None:
+        """Call off batches whose readers or input are all that is left."""
+        for source in tuple(self.sources):
+            source.stop(self.refusal())
+
+    # ------------------------------------------------------------------
+    # Sources.
+
+    def offer(self, source: Source) -> None:
+        """Let workers come to a source that has something to give."""
+        if self.stopping:
+            return
+        self.change += 1
+        source.queued_at = self.stamp()
+        self.line.push_source(source)
+        self.rouse(1)
+
+    def forget(self, source: Source) -> None:
+        """Close the books of a source that has ended."""
+        del self.sources[source]
+        self.pulled += source.pulled
+
+    def cancel_batch(self, batch: Batch) -> None:
+        """Cancel every item of a batch that runs or waits to be tried again."""
+        self.change += 1
+        for worker in self.workers.values():
+            job = worker.job
+            if job is None or job.batch is not batch:
+                continue
+            if job.begun:
+                worker.cancel_job("trio_pool: the rest of a batch was called off")
+            else:
+                job.error = self.cancelled(job)
+                self.end(job, JobState.CANCELLED)
+        for job in tuple(batch.put_offs):
+            if job.state is not _RUNNING:
+                job.error = self.cancelled(job)
+                job.traceback = None
+                self.end(job, JobState.CANCELLED)
+        if self.listeners:
+            self.hear_end()
+
+    # ------------------------------------------------------------------
+    # Pausing, waits inside of jobs, and what is told.
+
+    def pause(self) -> None:
+        """Let workers take no more jobs."""
+        if self.closed:
+            raise self.refusal()
+        if not self.paused:
+            self.paused = True
+            self._set_gate(True)
+            self.change += 1
+            self.resting, self.idle = self.idle, self.resting
+
+    def resume(self) -> None:
+        """Let workers take jobs again."""
+        if self.paused:
+            self.paused = False
+            self._set_gate(self._always_gated)
+            self.resting, self.idle = self.idle, self.resting
+            waiting = self.line.count + self.room.count
+            self.rouse(math.inf if self.line.sources else waiting)
+
+    def _set_gate(self, gated: bool) -> None:
+        self.gated = gated
+        for worker in self.workers.values():
+            worker.set_gate()
+
+    def check_wait(self, task: Task, entry: Job | Source | None, wait: str) -> None:
+        """Refuse a wait inside a job of this pool that nobody could end.
+
+        It could not where every worker has a job that waits like this.
+        """
+        nursery = task.parent_nursery
+        if nursery is not None and nursery is self.outside:
+            return
+        worker = worker_around(task, self)
+        if worker is None:
+            self.outside = nursery
+            return
+        if entry is None:
+            raise WouldDeadlock(self.config.name, wait)
+        self._inner_waits[task] = (entry, worker, wait)
+        own = worker.job
+        waits_for_itself = isinstance(entry, Job) and (
+            entry is own
+            or (entry.key is not None and own is not None and entry.key == own.key)
+        )
+        if waits_for_itself or self._is_stuck():
+            del self._inner_waits[task]
+            raise WouldDeadlock(self.config.name, wait)
+
+    def _is_stuck(self) -> bool:
+        """Say whether every worker has a job that waits for another worker."""
+        inner = self._inner_waits
+        for task, (entry, _, _) in tuple(inner.items()):
+            if not entry.is_stuck(task):
+                del inner[task]
+        if not inner or len(self.workers) < self.wanted:
+            return False
+        blocked = {worker for _, worker, _ in inner.values()}
+        return all(
+            worker in blocked
+            or worker.retiring
+            or (worker.lease is not None and worker.lease.inside in blocked)
+            for worker in self.workers.values()
+        )
+
+    def end_deadlock(self) -> None:
+        """End the newest waits inside of jobs that nobody could end any more."""
+        while self._inner_waits and self._is_stuck():
+            _, (entry, _, wait) = self._inner_waits.popitem()
+            if isinstance(entry, Job) and (entry.caller or entry.is_process):
+                entry.error = WouldDeadlock(self.config.name, wait)
+                if entry.state is None:
+                    self._turn_away(entry)
+                else:
+                    self.end(entry, JobState.CANCELLED)
+
+    def tell_job(self, hook: str, job: Job, delay: float | None = None) -> None:
+        """Call a job hook, if anyone listens."""
+        if self.hooks.listening(hook):
+            assert job.state is not None
+            self.hooks.call(
+                hook,
+                JobChanged(
+                    hook.removeprefix("on_"),  # type: ignore[arg-type]
+                    self.config.name,
+                    self.clock(),
+                    job.name(),
+                    job.state,
+                    None if job.worker is None else job.worker.id,
+                    job.attempts,
+                    job.error,
+                    job.key,
+                    delay,
+                ),
+            )
+
+    def look_for_listeners(self) -> None:
+        """Note that an event stream was opened or closed."""
+        self.watched = self.hooks.any_job_hook
+        self.change += 1
+
+    def heard(self, job: Job) -> None:
+        """Note that somebody has read a reply."""
+        if job in self.unheard:
+            del self.unheard[job]
+
+    def unheard_errors(self) -> list[Exception]:
+        """Take the errors of submitted jobs that nobody has read."""
+        errors: list[Exception] = []
+        for job in self.unheard:
+            assert isinstance(job.error, Exception)
+            error = job.error.with_traceback(job.traceback)
+            note(
+                error,
+                f"trio_pool: job {job.name()} of pool {self.config.name!r}, "
+                "whose reply nobody read",
+            )
+            errors.append(error)
+        self.unheard.clear()
+        return errors

@@ -1,0 +1,192 @@
+"""The fan-out of what happens in a pool: to hooks first, then to event streams."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Self, TypeAlias, final
+
+import trio
+
+from ._checks import check_count, refuse
+from ._events import Event, EventsLost, Hooks, log
+
+HOOK_NAMES = tuple(name for name in vars(Hooks) if name.startswith("on_"))
+
+Listener: TypeAlias = Callable[[Any], None]
+
+
+@final
+class HookCalls:
+    """The overridden methods of some hooks, by name, and the open event streams.
+
+    A hook that raises is dropped. ``any_job_hook`` says whether anyone hears
+    of jobs; it changes where a stream is opened or closed.
+    """
+
+    def __init__(self, hooks: Iterable[Hooks]) -> None:
+        found: dict[str, list[Listener]] = {}
+        for name in HOOK_NAMES:
+            plain = getattr(Hooks, name)
+            found[name] = [
+                getattr(hook, name)
+                for hook in hooks
+                if getattr(type(hook), name) is not plain or name in vars(hook)
+            ]
+        self._found = found
+        self._hooks_hear_jobs = any(
+            found[name] for name in found if name.startswith("on_job_")
+        )
+        self._buffers: tuple[_Buffer, ...] = ()
+        self.any_job_hook = self._hooks_hear_jobs
+
+    def listening(self, name: str) -> bool:
+        """Say whether anyone listens, so that the event need not be made."""
+        return bool(self._found[name] or self._buffers)
+
+    def call(self, name: str, event: Event) -> None:
+        """Tell every listener; drop and log the one that raises."""
+        for listener in tuple(self._found[name]):
+            try:
+                listener(event)
+            except BaseException:
+                # Not even an exit: the caller of the job waits to be woken.
+                if listener in self._found[name]:
+                    self._found[name].remove(listener)
+                log.exception("the hook %s raised and is not called again", name)
+        for buffer in self._buffers:
+            buffer.tell(event)
+
+    def open_stream(
+        self, pool: str, clock: Callable[[], float], buffer: int
+    ) -> EventStream:
+        """Make a stream that hears every event from now on, until it is closed.
+
+        Raises:
+          ValueError, TypeError: ``buffer`` is not an int, 1 or more.
+        """
+        check_count("buffer", buffer)
+        if buffer < 1:
+            raise ValueError(refuse("buffer", buffer, "an int, 1 or more"))
+        opened = _Buffer(pool, clock, buffer, self._forget)
+        self._set_buffers((*self._buffers, opened))
+        return EventStream(opened)
+
+    def _forget(self, closed: _Buffer) -> None:
+        self._set_buffers(tuple(b for b in self._buffers if b is not closed))
+
+    def _set_buffers(self, buffers: tuple[_Buffer, ...]) -> None:
+        self._buffers = buffers
+        self.any_job_hook = self._hooks_hear_jobs or bool(buffers)
+
+
+@final
+class _Buffer:
+    """The events that one reader has still to read; the oldest are lost first."""
+
+    def __init__(
+        self,
+        pool: str,
+        clock: Callable[[], float],
+        size: int,
+        forget: Callable[[_Buffer], None],
+    ) -> None:
+        self.events: deque[Event] = deque()
+        self.lost = 0
+        self._pool = pool
+        self._clock = clock
+        self._size = size
+        self._forget = forget
+        self._gap = 0
+        self._gap_time = 0.0
+        self._ended = False
+        self._reading = False
+        self._reader = trio.lowlevel.ParkingLot()
+
+    def tell(self, event: Event) -> None:
+        """Keep an event for the reader, in the place of the oldest if need be."""
+        if self._ended:
+            return
+        events = self.events
+        if len(events) == self._size:
+            events.popleft()
+            if not self._gap:
+                self._gap_time = self._clock()
+            self._gap += 1
+            self.lost += 1
+        events.append(event)
+        self._ended = event.kind == "pool_stop"
+        if self._reader:
+            self._reader.unpark_all()
+
+    async def read(self) -> Event:
+        """Wait for the next event and take it."""
+        if self._reading:
+            raise trio.BusyResourceError("another task is reading this event stream")
+        self._reading = True
+        try:
+            await trio.lowlevel.checkpoint()
+            if not self.events and not self._ended:
+                await self._reader.park()
+        finally:
+            self._reading = False
+        # No await from here on: a cancelled read has not taken anything.
+        if self._gap:
+            count, self._gap = self._gap, 0
+            return EventsLost(self._pool, self._gap_time, count)
+        if self.events:
+            return self.events.popleft()
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Hear no more, forget what was not read, and wake the reader."""
+        self._ended = True
+        self._gap = 0
+        self.events.clear()
+        self._forget(self)
+        self._reader.unpark_all()
+
+
+@final
+class EventStream:
+    """An async iterator over what happens in a pool; see `Pool.events`.
+
+    One task reads it. If it is slow, the oldest unread events are lost, and an
+    `EventsLost` in their place says how many. It ends when the pool has stopped
+    and everything is read, or when its block is left.
+    """
+
+    __slots__ = ("_buffer",)
+
+    # Only the pool makes streams; what is behind them is no public type.
+    def __init__(self, buffer: Any) -> None:
+        self._buffer: _Buffer = buffer
+
+    def __repr__(self) -> str:
+        waiting = len(self._buffer.events)
+        return f"<trio_pool.EventStream: {waiting} unread, {self.lost} lost>"
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Return the next event, or the `EventsLost` in the place of lost ones.
+
+        Cancelling a read loses no event.
+
+        Raises:
+          trio.BusyResourceError: another task is reading already.
+        """
+        return await self._buffer.read()
+
+    @property
+    def lost(self) -> int:
+        """How many events were lost so far, because the reader was slow."""
+        return self._buffer.lost
+
+    def close(self) -> None:
+        """Stop listening; a reader that waits gets the end. Idempotent.
+
+        What was not read yet is gone.
+        """
+        self._buffer.close()

@@ -1,0 +1,1896 @@
+"""Workers that come and go: autoscaling, recycling, ready() and leases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from trio_pool import (
+    Autoscale,
+    Backoff,
+    Hooks,
+    JobCancelled,
+    JobChanged,
+    JobTimeout,
+    Pool,
+    PoolBroken,
+    PoolClosed,
+    PoolResized,
+    PoolStatistics,
+    Restart,
+    Retry,
+    WorkerChanged,
+    WorkerCrashed,
+    WorkerState,
+    WouldDeadlock,
+    current_job,
+    open_pool,
+)
+
+
+class Broken(Exception):
+    """What a handler raises when its worker is of no use any more."""
+
+
+async def obey(job: Any) -> Any:
+    """Sleep for a number of seconds, raise an error, await a function."""
+    if isinstance(job, BaseException):
+        raise job
+    if callable(job):
+        return await job()
+    if isinstance(job, float):
+        await trio.sleep(job)
+    return job
+
+
+class Workers:
+    """Makes workers and writes down the life of each.
+
+    `script` says what each setup does, in order: None is a good one, an error
+    is raised, a float is slept. What comes after the script is good.
+    """
+
+    def __init__(self, *script: Any, cleanup: Any = None) -> None:
+        self.script = list(script)
+        self.cleanup = cleanup
+        self.setups: list[float] = []
+        self.cleanups: list[float] = []
+        self.jobs: list[int] = []
+        """How many jobs each life has started."""
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        life = len(self.setups)
+        self.setups.append(trio.current_time())
+        self.jobs.append(0)
+        if self.script:
+            await obey(self.script.pop(0))
+
+        async def handler(job: Any) -> Any:
+            self.jobs[life] += 1
+            return life if job == "life" else await obey(job)
+
+        try:
+            yield handler
+        finally:
+            self.cleanups.append(trio.current_time())
+            if self.cleanup is not None:
+                with trio.CancelScope(shield=True):
+                    await obey(self.cleanup)
+
+
+class Listener(Hooks):
+    """Writes down what happens to the workers and to their number."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.sizes: list[tuple[float, int, int]] = []
+
+    def on_worker_start(self, event: WorkerChanged) -> None:
+        self.seen.append(("start", event.worker))
+
+    def on_worker_stop(self, event: WorkerChanged) -> None:
+        self.seen.append(("stop", event.worker))
+
+    def on_worker_crash(self, event: WorkerChanged) -> None:
+        self.seen.append(("crash", event.worker))
+
+    def on_worker_restart(self, event: WorkerChanged) -> None:
+        self.seen.append(("restart", event.worker))
+
+    def on_resize(self, event: PoolResized) -> None:
+        self.sizes.append((event.time, event.old, event.new))
+
+    def those(self, kind: str) -> list[int]:
+        return [worker for seen, worker in self.seen if seen == kind]
+
+
+class Crowd:
+    """Counts how many jobs run at once."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.peak = 0
+
+    async def __call__(self, seconds: float) -> float:
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            self.running -= 1
+        return seconds
+
+
+def balanced(count: PoolStatistics) -> bool:
+    ended = count.done + count.failed + count.timed_out + count.cancelled
+    ended += count.expired + count.dropped + count.lost
+    return count.accepted == count.delayed + count.queued + count.running + ended
+
+
+async def check_whole(pool: Pool[Any, Any], size: int) -> None:
+    """Check that no worker has got lost: as many jobs as ever run at once."""
+    assert balanced(pool.statistics())
+    crowd = Crowd()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * size):
+            nursery.start_soon(pool.process, lambda: crowd(0.25))
+    assert crowd.peak == size
+    count = pool.statistics()
+    assert (count.busy, count.running, count.queued) == (0, 0, 0)
+    assert balanced(count)
+
+
+# ----------------------------------------------------------------------
+# Autoscaling.
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+async def test_it_starts_with_min_workers_whatever_the_size(size: int) -> None:
+    async with open_pool(size, obey, scale=Autoscale(min=2, max=4)) as pool:
+        assert pool.size == pool.statistics().size == 2
+        assert pool.statistics().workers == len(pool.workers()) == 2
+
+
+async def test_it_grows_a_step_at_each_look_and_never_beyond_max(
+    autojump_clock: MockClock,
+) -> None:
+    crowd, listener = Crowd(), Listener()
+    scale = Autoscale(min=1, max=4, interval=0.25, step=2)
+    async with open_pool(1, crowd, scale=scale, hooks=[listener]) as pool:
+        await pool.submit_batch([2.0] * 12)
+        sizes = []
+        for _ in range(4):
+            await trio.sleep(0.125)
+            sizes.append(pool.statistics().busy)
+            await trio.sleep(0.125)
+        assert sizes == [1, 3, 4, 4]
+    assert crowd.peak == 4
+    assert listener.sizes == [(0.25, 1, 3), (0.5, 3, 4)]
+    assert sorted(listener.those("start")) == [0, 1, 2, 3]
+
+
+async def test_it_grows_only_when_jobs_have_waited_for_up_after(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=1, max=3, interval=0.25, up_after=0.5)
+    async with open_pool(1, obey, scale=scale, hooks=[listener]) as pool:
+        await pool.submit_batch([3.125] * 5)
+    # Seen to wait at 0.25, for long enough at 0.75; then all over again.
+    assert listener.sizes[:2] == [(0.75, 1, 2), (1.5, 2, 3)]
+    assert all(new <= 3 for _, _, new in listener.sizes)
+
+
+async def test_it_does_not_grow_where_every_job_finds_a_worker(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=2, max=4, interval=0.25)
+    async with open_pool(2, obey, scale=scale, hooks=[listener]) as pool:
+        for _ in range(4):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.process, 0.875)
+                nursery.start_soon(pool.process, 0.875)
+    assert listener.sizes == []
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+async def test_it_settles_to_min_and_stays_there(
+    autojump_clock: MockClock, step: int
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=2, max=5, interval=0.25, step=step, down_after=1.0)
+    async with open_pool(1, obey, scale=scale, hooks=[listener]) as pool:
+        await pool.map([0.625] * 30)
+        assert pool.size == 5
+        await trio.sleep(20)
+        assert pool.size == pool.statistics().workers == len(pool.workers()) == 2
+        settled = len(listener.sizes)
+        await trio.sleep(20)
+        assert len(listener.sizes) == settled
+        assert pool.statistics().restarts == 0
+    assert "crash" not in dict(listener.seen)
+
+
+async def test_it_shrinks_at_the_look_at_which_workers_were_idle_for_down_after(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=1, max=3, interval=0.25, down_after=1.0)
+    async with open_pool(1, obey, scale=scale, hooks=[listener]) as pool:
+        await pool.resize(3)
+        await trio.sleep(4)
+    # Seen idle first at 0.25; then each step waits as long again, from the
+    # next look on.
+    assert listener.sizes == [(0.0, 1, 3), (1.25, 3, 2), (2.5, 2, 1)]
+
+
+async def test_it_never_lets_a_busy_worker_go(autojump_clock: MockClock) -> None:
+    workers, listener = Workers(), Listener()
+    scale = Autoscale(min=0, max=4, interval=0.25, step=4, down_after=0.5)
+    async with open_pool(1, worker=workers, scale=scale, hooks=[listener]) as pool:
+        await pool.resize(4)
+        replies = [await pool.submit(10.125) for _ in range(2)]
+        await wait_all_tasks_blocked()
+        busy = {reply.worker for reply in replies}
+        await trio.sleep(5)
+        assert pool.size == 2
+        assert {worker.id for worker in pool.workers()} == busy
+        assert [w.state for w in pool.workers()] == [WorkerState.BUSY] * 2
+        assert [await reply.wait() for reply in replies] == [10.125] * 2
+        await trio.sleep(2)
+        assert pool.size == 0
+    assert workers.jobs.count(1) == 2
+
+
+async def test_it_lets_the_longest_idle_worker_go_first(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=1, max=4, interval=0.25, down_after=2.0)
+    async with open_pool(1, obey, scale=scale, hooks=[listener]) as pool:
+        await pool.resize(4)
+        replies = {}
+        for seconds in (0.75, 0.25, 1.0, 0.5):
+            replies[seconds] = await pool.submit(seconds)
+        await pool.join()
+        idle = [replies[seconds].worker for seconds in (0.25, 0.5, 0.75, 1.0)]
+        await trio.sleep(20)
+        assert listener.those("stop") == idle[:3]
+        assert [worker.id for worker in pool.workers()] == idle[3:]
+
+
+async def test_a_steady_load_leads_to_a_steady_size(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=1, max=4, interval=0.25, down_after=0.5)
+
+    async def customer() -> None:
+        for _ in range(20):
+            await pool.process(0.625)
+
+    async with open_pool(1, obey, scale=scale, hooks=[listener]) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(customer)
+            nursery.start_soon(customer)
+        assert [(old, new) for _, old, new in listener.sizes][:1] == [(1, 2)]
+        assert pool.size == 2
+
+
+async def test_bursts_closer_together_than_down_after_cause_no_flapping(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=1, max=2, interval=0.25, down_after=1.0)
+    async with open_pool(1, obey, scale=scale, hooks=[listener]) as pool:
+        await pool.resize(2)
+        await trio.sleep(0.125)
+        # Both are busy at one look in three, so never spare for a second.
+        for _ in range(12):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.process, 0.25)
+                nursery.start_soon(pool.process, 0.25)
+            await trio.sleep(0.5)
+        assert listener.sizes == [(0.0, 1, 2)]
+        await trio.sleep(1.5)
+        assert [size[1:] for size in listener.sizes] == [(1, 2), (2, 1)]
+
+
+async def test_it_does_not_grow_while_jobs_wait_because_of_a_pause(
+    autojump_clock: MockClock,
+) -> None:
+    scale = Autoscale(min=1, max=3, interval=0.25)
+    async with open_pool(1, obey, scale=scale) as pool:
+        pool.pause()
+        replies = await pool.submit_batch([1.0] * 4)
+        await trio.sleep(2)
+        assert pool.size == 1
+        pool.resume()
+        await trio.sleep(0.625)
+        assert pool.size == 3
+        assert [await reply.wait() for reply in replies] == [1.0] * 4
+
+
+async def test_it_shrinks_in_a_pause_too(autojump_clock: MockClock) -> None:
+    scale = Autoscale(min=1, max=3, interval=0.25, down_after=0.5)
+    async with open_pool(1, obey, scale=scale) as pool:
+        await pool.resize(3)
+        pool.pause()
+        await trio.sleep(5)
+        assert pool.size == pool.statistics().workers == 1
+        pool.resume()
+        assert await pool.process(1) == 1
+
+
+async def test_a_pool_without_workers_grows_for_a_job_at_the_first_look(
+    autojump_clock: MockClock,
+) -> None:
+    listener = Listener()
+    scale = Autoscale(min=0, max=3, interval=0.25, up_after=9.0, down_after=1.0)
+    async with open_pool(5, obey, scale=scale, hooks=[listener]) as pool:
+        assert pool.size == len(pool.workers()) == 0
+        await trio.sleep(0.375)
+        assert await pool.process("x") == "x"
+        assert trio.current_time() == 0.5
+        await trio.sleep(3)
+        assert pool.size == len(pool.workers()) == 0
+        assert await pool.process("y") == "y"
+    assert [size[1:] for size in listener.sizes] == [(0, 1), (1, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("way", ["map", "settle", "key", "priority", "delay", "lease"])
+async def test_a_pool_without_workers_grows_for_work_of_any_kind(
+    autojump_clock: MockClock, way: str
+) -> None:
+    async with open_pool(0, obey, scale=Autoscale(min=0, interval=0.25)) as pool:
+        with trio.fail_after(5):
+            if way == "map":
+                assert await pool.map([1, 2, 3]) == [1, 2, 3]
+            elif way == "settle":
+                assert len(await pool.settle([1, 2, 3])) == 3
+            elif way == "key":
+                assert await pool.process(1, key="k") == 1
+            elif way == "priority":
+                assert await pool.process(1, priority=3) == 1
+            elif way == "delay":
+                assert await (await pool.submit(1, delay=1.5)).wait() == 1
+            else:
+                async with pool.lease() as worker:
+                    assert await worker.process(1) == 1
+
+
+async def test_a_pool_without_workers_or_backlog_grows_for_a_waiting_caller(
+    autojump_clock: MockClock,
+) -> None:
+    scale = Autoscale(min=0, max=1, interval=0.25)
+    async with open_pool(0, obey, max_backlog=0, scale=scale) as pool:
+        with trio.fail_after(5):
+            assert await pool.process("x") == "x"
+            assert await pool.process("y") == "y"
+
+
+async def test_a_pool_without_workers_still_does_its_jobs_after_the_body(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(0, obey, scale=Autoscale(min=0, interval=0.25)) as pool:
+        replies = await pool.submit_batch([0.5] * 3)
+    assert [reply.outcome.unwrap() for reply in replies] == [0.5] * 3
+    assert pool.statistics().done == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 100])
+async def test_a_resize_outside_of_the_range_is_refused(size: int) -> None:
+    async with open_pool(0, obey, scale=Autoscale(min=2, max=4)) as pool:
+        with pytest.raises(ValueError, match=rf"size.*2 to 4.*{size}"):
+            await pool.resize(size)
+        assert pool.size == 2
+
+
+async def test_a_resize_inside_of_the_range_holds_until_the_load_says_otherwise(
+    autojump_clock: MockClock,
+) -> None:
+    scale = Autoscale(min=1, max=4, interval=0.25, down_after=2.0)
+    async with open_pool(0, obey, scale=scale) as pool:
+        await pool.resize(4)
+        assert pool.size == pool.statistics().workers == 4
+        await pool.resize(2)
+        assert pool.size == pool.statistics().workers == 2
+        await trio.sleep(1.5)
+        assert pool.size == 2
+        await trio.sleep(5)
+        assert pool.size == 1
+
+
+async def test_the_block_is_left_while_a_new_worker_is_set_up(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(None, 60.0), Listener()
+    scale = Autoscale(min=1, max=2, interval=0.25)
+    async with open_pool(1, worker=workers, scale=scale, hooks=[listener]) as pool:
+        replies = await pool.submit_batch([0.625, 0.625])
+    # The job that the new worker was for has been done by the old one.
+    assert trio.current_time() == 1.25
+    assert [reply.outcome.unwrap() for reply in replies] == [0.625] * 2
+    assert workers.setups == [0.0, 0.25]
+    assert listener.seen == [("start", 0), ("stop", 0)]
+
+
+async def test_an_error_leaves_the_block_while_a_new_worker_is_set_up(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers(None, 60.0)
+    scale = Autoscale(min=1, max=2, interval=0.25)
+    error = Broken()
+    with pytest.raises(Broken) as caught:
+        async with open_pool(1, worker=workers, scale=scale, unobserved="ignore") as p:
+            await p.submit_batch([5.0, 5.0])
+            await trio.sleep(0.375)
+            raise error
+    assert caught.value is error
+    assert trio.current_time() == 0.375
+
+
+async def test_a_failing_setup_while_growing_is_a_crash_of_that_worker_only(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(None, Broken()), Listener()
+    scale = Autoscale(min=1, max=2, interval=0.25)
+    async with open_pool(1, worker=workers, scale=scale, hooks=[listener]) as pool:
+        await pool.map([1.125] * 4)
+        assert pool.statistics().restarts == 1
+        assert pool.size == 2
+        await check_whole(pool, 2)
+    assert listener.those("crash") == [1]
+    assert max(w for w in listener.those("start")) == 1
+
+
+async def test_a_crashed_worker_is_replaced_within_the_wanted_number(
+    autojump_clock: MockClock,
+) -> None:
+    crowd = Crowd()
+    scale = Autoscale(min=1, max=2, interval=0.25, down_after=math.inf)
+    async with open_pool(1, obey, scale=scale, crash_on=Broken) as pool:
+        await pool.resize(2)
+        await pool.settle([Broken(), Broken(), 0.25])
+        await pool.map([lambda: crowd(0.5)] * 8)
+        assert crowd.peak == 2
+        assert pool.statistics().workers == 2
+
+
+# ----------------------------------------------------------------------
+# Recycling: max_jobs.
+
+
+async def test_a_worker_is_replaced_after_max_jobs_jobs() -> None:
+    workers, listener = Workers(), Listener()
+    async with open_pool(1, worker=workers, max_jobs=3, hooks=[listener]) as pool:
+        lives = [await pool.process("life") for _ in range(8)]
+        assert lives == [0, 0, 0, 1, 1, 1, 2, 2]
+        count = pool.statistics()
+        assert (count.done, count.lost, count.restarts) == (8, 0, 0)
+        (worker,) = pool.workers()
+        assert (worker.id, worker.restarts, worker.last_error) == (0, 0, None)
+    assert workers.jobs == [3, 3, 2]
+    assert listener.seen == [("start", 0), ("stop", 0)] * 3
+
+
+async def test_the_fresh_worker_is_there_at_once_without_a_job_to_do() -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_jobs=1) as pool:
+        await pool.process(1)
+        await wait_all_tasks_blocked()
+        assert workers.jobs == [1, 0]
+        assert pool.workers()[0].state is WorkerState.IDLE
+        assert pool.statistics().workers == 1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("max_jobs", [1, 4])
+@pytest.mark.parametrize("way", ["map", "settle", "stream", "submit", "process"])
+async def test_no_life_starts_more_than_max_jobs_jobs(
+    way: str, max_jobs: int, size: int
+) -> None:
+    workers, listener = Workers(), Listener()
+    items = list(range(18))
+    async with open_pool(
+        size, worker=workers, max_jobs=max_jobs, hooks=[listener]
+    ) as pool:
+        if way == "map":
+            assert await pool.map(items) == items
+        elif way == "settle":
+            assert [s.outcome.unwrap() for s in await pool.settle(items)] == items
+        elif way == "stream":
+            async with pool.stream(items) as results:
+                assert [result async for result in results] == items
+        elif way == "submit":
+            replies = await pool.submit_batch(items)
+            assert [await reply.wait() for reply in replies] == items
+        else:
+            async with trio.open_nursery() as nursery:
+                for item in items:
+                    nursery.start_soon(pool.process, item)
+        assert pool.statistics().done == 18
+        assert pool.statistics().restarts == 0
+    assert sum(workers.jobs) == 18
+    assert max(workers.jobs) <= max_jobs
+    if size == 1:
+        assert workers.jobs[:4] == [max_jobs] * 4
+    assert set(listener.seen) == {
+        (kind, worker) for kind in ("start", "stop") for worker in range(size)
+    }
+
+
+async def test_every_attempt_counts_towards_max_jobs() -> None:
+    workers = Workers()
+    retry = Retry(attempts=3, backoff=Backoff(0.0))
+    async with open_pool(1, worker=workers, max_jobs=2, retry=retry) as pool:
+        with pytest.raises(Broken):
+            await pool.process(Broken())
+        assert await pool.process("life") == 1
+    assert workers.jobs[:2] == [2, 2]
+
+
+async def test_a_failed_job_counts_and_its_error_reaches_the_caller() -> None:
+    workers, error = Workers(), ValueError("bad")
+    async with open_pool(1, worker=workers, max_jobs=1) as pool:
+        with pytest.raises(ValueError) as caught:
+            await pool.process(error)
+        assert caught.value is error
+        assert await pool.process("life") == 1
+        assert pool.statistics().restarts == 0
+
+
+async def test_a_slow_change_of_workers_loses_no_waiting_job(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(*[0.25] * 30, cleanup=0.5), Listener()
+    async with open_pool(
+        2, worker=workers, max_jobs=2, hooks=[listener], max_backlog=3
+    ) as pool:
+        replies = await pool.submit_batch(range(13))
+        assert [await reply.wait() for reply in replies] == list(range(13))
+        count = pool.statistics()
+        assert (count.accepted, count.done, count.restarts) == (13, 13, 0)
+    assert sum(workers.jobs) == 13
+    assert max(workers.jobs) == 2
+    assert not listener.those("crash")
+    assert not listener.those("restart")
+
+
+async def test_a_crash_in_the_last_job_of_a_life_is_a_crash() -> None:
+    workers, listener = Workers(), Listener()
+    async with open_pool(
+        1, worker=workers, max_jobs=1, crash_on=Broken, hooks=[listener]
+    ) as pool:
+        with pytest.raises(Broken):
+            await pool.process(Broken())
+        assert await pool.process("life") == 1
+        assert pool.statistics().restarts == 1
+    assert listener.seen[:3] == [("start", 0), ("crash", 0), ("restart", 0)]
+
+
+async def test_a_setup_that_fails_at_a_recycling_is_a_crash() -> None:
+    error = Broken("no")
+    workers, listener = Workers(None, error), Listener()
+    async with open_pool(1, worker=workers, max_jobs=1, hooks=[listener]) as pool:
+        assert await pool.process("life") == 0
+        assert await pool.process("life") == 2
+        assert pool.statistics().restarts == 1
+        (worker,) = pool.workers()
+        assert (worker.restarts, worker.last_error) == (1, error)
+    assert listener.seen[:5] == [
+        ("start", 0),
+        ("stop", 0),
+        ("crash", 0),
+        ("restart", 0),
+        ("start", 0),
+    ]
+
+
+async def test_setups_that_fail_at_recyclings_spend_the_budget() -> None:
+    error = Broken("no")
+    workers = Workers(None, error)
+    with pytest.raises(PoolBroken) as caught:
+        async with open_pool(
+            1, worker=workers, max_jobs=1, restart=Restart(limit=0)
+        ) as pool:
+            await pool.process(1)
+            with pytest.raises(PoolBroken) as job_error:
+                await pool.process(1)
+            assert job_error.value.started is False
+            await trio.sleep_forever()
+    assert caught.value.__cause__ is error
+
+
+async def test_a_cleanup_that_fails_at_a_recycling_is_a_crash() -> None:
+    error = Broken("stuck")
+    workers, listener = Workers(cleanup=error), Listener()
+    async with open_pool(1, worker=workers, max_jobs=1, hooks=[listener]) as pool:
+        assert await pool.process("life") == 0
+        await wait_all_tasks_blocked()
+        workers.cleanup = None
+        assert await pool.process("life") == 1
+        assert pool.statistics().restarts == 1
+        assert pool.workers()[0].last_error is error
+    assert listener.seen[:3] == [("start", 0), ("crash", 0), ("restart", 0)]
+
+
+async def test_recycling_goes_well_with_resizing(autojump_clock: MockClock) -> None:
+    workers, listener = Workers(cleanup=0.5), Listener()
+    async with open_pool(3, worker=workers, max_jobs=1, hooks=[listener]) as pool:
+        await pool.map([1, 2, 3])
+        # All three are on their way out.
+        await pool.resize(1)
+        await pool.resize(2)
+        assert pool.statistics().workers == len(pool.workers()) == 2
+        assert await pool.map([0.25] * 6) == [0.25] * 6
+        assert pool.statistics().restarts == 0
+    assert not listener.those("crash")
+
+
+async def test_the_block_is_left_while_a_worker_is_being_replaced(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(None, 60.0), Listener()
+    async with open_pool(1, worker=workers, max_jobs=1, hooks=[listener]) as pool:
+        await pool.process(1)
+        await wait_all_tasks_blocked()
+        assert len(workers.setups) == 2
+    assert trio.current_time() == 0
+    assert listener.seen == [("start", 0), ("stop", 0)]
+
+
+async def test_a_job_of_a_pool_with_a_worker_being_replaced_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers(None, 1.5)
+    async with open_pool(1, worker=workers, max_jobs=1) as pool:
+        await pool.process(1)
+        reply = await pool.submit("life")
+    assert reply.outcome.unwrap() == 1
+    assert trio.current_time() == 1.5
+
+
+async def test_a_job_is_cancelled_while_its_worker_is_being_replaced(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers(None, 1.5)
+    async with open_pool(1, worker=workers, max_jobs=1) as pool:
+        await pool.process(1)
+        with trio.move_on_after(0.5) as scope:
+            await pool.process("never")
+        assert scope.cancelled_caught
+        assert pool.statistics().cancelled == 1
+        assert await pool.process("life") == 1
+        assert balanced(pool.statistics())
+
+
+# max_age.
+
+
+async def test_an_idle_worker_is_replaced_at_its_max_age(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(), Listener()
+    async with open_pool(1, worker=workers, max_age=1.5, hooks=[listener]) as pool:
+        await trio.sleep(3.25)
+        assert workers.setups == [0.0, 1.5, 3.0]
+        assert workers.cleanups == [1.5, 3.0]
+        assert pool.statistics().restarts == 0
+    assert listener.seen == [("start", 0), ("stop", 0)] * 3
+
+
+async def test_the_age_counts_from_the_end_of_the_setup(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers(1.0, 1.0)
+    async with open_pool(1, worker=workers, max_age=1.5):
+        await trio.sleep(1.625)
+        assert workers.setups == [0.0, 2.5]
+
+
+async def test_a_busy_worker_is_replaced_after_the_job_in_which_it_got_old(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(), Listener()
+    async with open_pool(1, worker=workers, max_age=1.5, hooks=[listener]) as pool:
+        await trio.sleep(0.5)
+        first = await pool.submit(2.0)
+        second = await pool.submit("life")
+        assert await first.wait() == 2.0
+        assert trio.current_time() == 2.5
+        assert await second.wait() == 1
+        assert workers.setups == [0.0, 2.5]
+        await trio.sleep(1.625)
+        assert workers.setups == [0.0, 2.5, 4.0]
+    assert not listener.those("crash")
+
+
+async def test_old_age_under_a_stream_of_jobs_loses_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(), Listener()
+    items = [0.25] * 40
+    async with open_pool(2, worker=workers, max_age=0.625, hooks=[listener]) as pool:
+        assert await pool.map(items) == items
+        replies = await pool.submit_batch(items)
+        assert [await reply.wait() for reply in replies] == items
+        count = pool.statistics()
+        assert (count.accepted, count.done, count.restarts) == (80, 80, 0)
+    assert max(workers.jobs) == 3
+    assert sum(workers.jobs) == 80
+    assert not listener.those("crash")
+
+
+@pytest.mark.parametrize("way", ["map", "settle", "stream", "submit"])
+async def test_a_worker_gets_old_within_a_batch(
+    autojump_clock: MockClock, way: str
+) -> None:
+    workers = Workers()
+    items = [0.25] * 8
+    async with open_pool(1, worker=workers, max_age=0.625) as pool:
+        if way == "map":
+            await pool.map(items)
+        elif way == "settle":
+            await pool.settle(items)
+        elif way == "stream":
+            async with pool.stream(items) as stream:
+                assert [result async for result in stream] == items
+        else:
+            await pool.submit_batch(items)
+            await pool.join()
+        assert workers.setups[:3] == [0.0, 0.75, 1.5]
+    assert workers.jobs[:3] == [3, 3, 2]
+
+
+async def test_a_paused_worker_is_replaced_too(autojump_clock: MockClock) -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_age=1.5) as pool:
+        pool.pause()
+        reply = await pool.submit("life")
+        await trio.sleep(2)
+        assert workers.setups == [0.0, 1.5]
+        assert not reply.done
+        pool.resume()
+        assert await reply.wait() == 1
+
+
+# max_idle.
+
+
+async def test_a_worker_without_a_job_is_replaced_after_max_idle(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(), Listener()
+    async with open_pool(1, worker=workers, max_idle=1.5, hooks=[listener]) as pool:
+        await trio.sleep(3.25)
+        assert workers.setups == [0.0, 1.5, 3.0]
+        assert pool.statistics().restarts == 0
+    assert listener.seen == [("start", 0), ("stop", 0)] * 3
+
+
+async def test_max_idle_counts_from_the_end_of_the_last_job(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_idle=1.5) as pool:
+        await trio.sleep(0.25)
+        await pool.process(0.5)
+        await trio.sleep(2)
+        assert workers.setups == [0.0, 2.25]
+
+
+async def test_a_job_without_a_pause_in_it_resets_max_idle_too(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_idle=1.5) as pool:
+        for _ in range(4):
+            await trio.sleep(1.25)
+            assert await pool.process("life") == 0
+        assert workers.setups == [0.0]
+        await trio.sleep(1.75)
+        assert workers.setups == [0.0, 6.5]
+
+
+async def test_a_busy_worker_is_never_idle_for_too_long(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_idle=0.25) as pool:
+        assert await pool.process(5.0) == 5.0
+        await pool.map([1.0] * 3)
+        assert workers.setups == [0.0]
+        await trio.sleep(0.375)
+        assert workers.setups == [0.0, 8.25]
+
+
+async def test_only_the_idle_one_of_two_workers_is_replaced(
+    autojump_clock: MockClock,
+) -> None:
+    workers, listener = Workers(), Listener()
+    async with open_pool(2, worker=workers, max_idle=1.0, hooks=[listener]) as pool:
+        reply = await pool.submit(1.75)
+        await wait_all_tasks_blocked()
+        busy = reply.worker
+        await trio.sleep(1.25)
+        assert listener.those("stop") == [1 - (busy or 0)]
+        assert await reply.wait() == 1.75
+
+
+async def test_a_job_given_in_as_the_idle_worker_leaves_is_done(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers(cleanup=0.25)
+    async with open_pool(1, worker=workers, max_idle=1.0) as pool:
+        for _ in range(4):
+            await trio.sleep(1.0)
+            assert isinstance(await pool.process("life"), int)
+        assert pool.statistics().done == 4
+        assert pool.statistics().restarts == 0
+
+
+# ----------------------------------------------------------------------
+# ready().
+
+
+class Gate:
+    """A handler that says when it is ready."""
+
+    def __init__(self, *, is_open: bool = True) -> None:
+        self.calls = 0
+        self.jobs = 0
+        self.error: BaseException | None = None
+        self.opened = trio.Event()
+        self.interrupted = 0
+        if is_open:
+            self.opened.set()
+
+    async def ready(self) -> None:
+        self.calls += 1
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        try:
+            await self.opened.wait()
+        except trio.Cancelled:
+            self.interrupted += 1
+            raise
+
+    async def __call__(self, job: Any) -> Any:
+        self.jobs += 1
+        return await obey(job)
+
+
+async def test_ready_is_awaited_before_each_job_is_taken() -> None:
+    gate = Gate()
+    async with open_pool(1, gate) as pool:
+        await wait_all_tasks_blocked()
+        assert (gate.calls, gate.jobs) == (1, 0)
+        for number in range(1, 5):
+            assert await pool.process(number) == number
+            await wait_all_tasks_blocked()
+            assert (gate.calls, gate.jobs) == (number + 1, number)
+
+
+async def test_ready_is_awaited_between_the_items_of_a_map() -> None:
+    gate = Gate()
+    async with open_pool(1, gate) as pool:
+        assert await pool.map(range(6)) == list(range(6))
+        assert gate.jobs == 6
+        assert gate.calls >= 6
+
+
+async def test_a_worker_that_is_not_ready_takes_no_job(
+    autojump_clock: MockClock,
+) -> None:
+    gate = Gate(is_open=False)
+    async with open_pool(1, gate) as pool:
+        replies = [await pool.submit(number) for number in range(3)]
+        await trio.sleep(1.5)
+        count = pool.statistics()
+        assert (count.queued, count.running, gate.jobs) == (3, 0, 0)
+        gate.opened.set()
+        assert [await reply.wait() for reply in replies] == [0, 1, 2]
+
+
+async def test_the_jobs_go_to_the_workers_that_are_ready(
+    autojump_clock: MockClock,
+) -> None:
+    gates: list[Gate] = []
+
+    @asynccontextmanager
+    async def gated() -> AsyncGenerator[Gate, None]:
+        gates.append(Gate(is_open=not gates))
+        yield gates[-1]
+
+    async with open_pool(2, worker=gated) as pool:
+        assert await pool.map([0.25] * 4) == [0.25] * 4
+        assert sorted(gate.jobs for gate in gates) == [0, 4]
+        for gate in gates:
+            gate.opened.set()
+        await check_whole(pool, 2)
+
+
+async def test_a_worker_that_is_not_ready_holds_up_no_shutdown(
+    autojump_clock: MockClock,
+) -> None:
+    gate = Gate(is_open=False)
+    async with open_pool(1, gate) as pool:
+        await wait_all_tasks_blocked()
+        await pool.shutdown()
+        assert gate.interrupted == 1
+    assert trio.current_time() == 0
+
+
+async def test_a_worker_that_is_not_ready_holds_up_no_end_of_the_block() -> None:
+    gate = Gate(is_open=False)
+    listener = Listener()
+    async with open_pool(3, gate, hooks=[listener]):
+        await wait_all_tasks_blocked()
+    assert gate.interrupted == 3
+    assert sorted(listener.those("stop")) == [0, 1, 2]
+    assert not listener.those("crash")
+
+
+async def test_a_worker_that_is_not_ready_holds_up_no_resize() -> None:
+    gate, listener = Gate(is_open=False), Listener()
+    async with open_pool(3, gate, hooks=[listener]) as pool:
+        await wait_all_tasks_blocked()
+        await pool.resize(1)
+        assert pool.statistics().workers == 1
+        assert gate.interrupted == 2
+        await pool.resize(0)
+        assert gate.interrupted == 3
+        assert pool.workers() == ()
+    assert not listener.those("crash")
+
+
+async def test_a_worker_that_is_not_ready_is_stopped_by_cancel() -> None:
+    gate = Gate(is_open=False)
+    async with open_pool(1, gate) as pool:
+        reply = await pool.submit(1)
+        await wait_all_tasks_blocked()
+        pool.cancel()
+        with pytest.raises(JobCancelled) as caught:
+            await reply.wait()
+        assert caught.value.started is False
+    assert gate.jobs == 0
+
+
+async def test_a_worker_that_is_not_ready_gets_old_all_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    gate, listener = Gate(is_open=False), Listener()
+    async with open_pool(1, gate, max_age=1.5, hooks=[listener]) as pool:
+        await trio.sleep(2)
+        assert gate.interrupted == 1
+        assert listener.seen == [("start", 0), ("stop", 0), ("start", 0)]
+        assert pool.statistics().restarts == 0
+
+
+async def test_the_last_job_of_a_life_is_not_followed_by_ready() -> None:
+    gates: list[Gate] = []
+
+    @asynccontextmanager
+    async def gated() -> AsyncGenerator[Gate, None]:
+        gates.append(Gate())
+        yield gates[-1]
+
+    async with open_pool(1, worker=gated, max_jobs=2) as pool:
+        for _ in range(4):
+            await pool.process(1)
+        await wait_all_tasks_blocked()
+    assert [gate.calls for gate in gates] == [2, 2, 1]
+
+
+async def test_a_life_whose_jobs_are_over_ends_without_getting_ready() -> None:
+    gates: list[Gate] = []
+
+    @asynccontextmanager
+    async def gated() -> AsyncGenerator[Gate, None]:
+        gates.append(Gate())
+        yield gates[-1]
+
+    async def close() -> None:
+        gates[0].opened = trio.Event()
+
+    async with open_pool(1, worker=gated, max_jobs=1) as pool:
+        await pool.process(close)
+        await wait_all_tasks_blocked()
+        # The first would not be ready any more, but it is not asked.
+        assert len(gates) == 2
+        assert (await (await pool.submit(1)).wait()) == 1
+
+
+async def test_a_worker_shut_down_under_its_job_is_not_asked_to_be_ready() -> None:
+    gate = Gate()
+    release = trio.Event()
+    async with open_pool(1, gate) as pool:
+        await pool.submit(release.wait)
+        await wait_all_tasks_blocked()
+        gate.opened = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.resize, 0)
+            await wait_all_tasks_blocked()
+            release.set()
+    assert gate.calls == 1
+
+
+async def test_ready_that_raises_is_a_crash_and_no_job_is_lost() -> None:
+    error = Broken("not ready")
+    gate, listener = Gate(), Listener()
+    async with open_pool(1, gate, hooks=[listener]) as pool:
+        await wait_all_tasks_blocked()
+        gate.error = error
+        first, second = await pool.submit(1), await pool.submit(2)
+        assert await first.wait() == 1
+        assert await second.wait() == 2
+        count = pool.statistics()
+        assert (count.done, count.lost, count.restarts) == (2, 0, 1)
+        assert pool.workers()[0].last_error is error
+    assert listener.seen == [
+        ("start", 0),
+        ("crash", 0),
+        ("restart", 0),
+        ("start", 0),
+        ("stop", 0),
+    ]
+
+
+async def test_ready_that_raises_spends_the_budget() -> None:
+    error = Broken("not ready")
+    gate = Gate()
+    gate.error = error
+    with pytest.raises(PoolBroken) as caught:
+        async with open_pool(1, gate, restart=Restart(limit=0)):
+            await trio.sleep_forever()
+    assert caught.value.__cause__ is error
+
+
+async def test_what_a_job_set_is_not_seen_by_ready() -> None:
+    var: ContextVar[str] = ContextVar("var", default="unset")
+    seen: list[str] = []
+
+    async def handler(job: str) -> None:
+        var.set(job)
+
+    async def ready() -> None:
+        seen.append(var.get())
+        var.set("by ready")
+
+    handler.ready = ready  # type: ignore[attr-defined]
+    async with open_pool(1, handler) as pool:
+        var.set("by the caller")
+        await pool.process("by the job")
+        await wait_all_tasks_blocked()
+    assert seen == ["unset", "unset"]
+
+
+async def test_a_job_withdrawn_while_nobody_is_ready_never_starts(
+    autojump_clock: MockClock,
+) -> None:
+    gate = Gate(is_open=False)
+    async with open_pool(1, gate) as pool:
+        with trio.move_on_after(0.5) as scope:
+            await pool.process(1)
+        assert scope.cancelled_caught
+        gate.opened.set()
+        assert await pool.process(2) == 2
+        assert gate.jobs == 1
+
+
+# ----------------------------------------------------------------------
+# Leases.
+
+
+async def who() -> int:
+    return current_job().worker
+
+
+class Seats:
+    """Makes workers that count their own jobs."""
+
+    def __init__(self) -> None:
+        self.lives = 0
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        life, jobs = self.lives, 0
+        self.lives += 1
+
+        async def handler(job: Any) -> Any:
+            nonlocal jobs
+            jobs += 1
+            return (life, jobs) if job == "seat" else await obey(job)
+
+        yield handler
+
+
+async def test_a_lease_is_one_worker_with_its_state_for_several_jobs() -> None:
+    async with open_pool(3, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            seats = [await worker.process("seat") for _ in range(3)]
+            assert await worker.process(who) == worker.id
+        assert [jobs for _, jobs in seats] == [1, 2, 3]
+        assert len({life for life, _ in seats}) == 1
+
+
+async def test_no_job_of_others_comes_in_between() -> None:
+    async with open_pool(2, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            life, _ = await worker.process("seat")
+            others = await pool.map(["seat"] * 5)
+            assert all(other != life for other, _ in others)
+            replies = await pool.submit_batch(["seat"] * 5)
+            for reply in replies:
+                assert (await reply.wait())[0] != life
+            assert await worker.process("seat") == (life, 2)
+
+
+async def test_the_only_worker_under_a_lease_takes_no_job_until_it_is_over(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(1, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            reply = await pool.submit("seat")
+            batch: list[Any] = []
+
+            async def run_map() -> None:
+                batch.extend(await pool.map(["seat", "seat"]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run_map)
+                await trio.sleep(1)
+                assert await worker.process("seat") == (0, 1)
+                assert not reply.done
+                assert batch == []
+                nursery.cancel_scope.cancel()
+        assert await reply.wait() == (0, 2)
+
+
+async def test_calls_of_several_tasks_take_turns_in_order(
+    autojump_clock: MockClock,
+) -> None:
+    crowd, order = Crowd(), []
+
+    async def call(number: int) -> None:
+        async def job() -> None:
+            order.append(number)
+            await crowd(0.25)
+
+        await worker.process(job)
+
+    async with open_pool(2, obey) as pool, pool.lease() as worker:
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(call, number)
+                await wait_all_tasks_blocked()
+        assert order == [0, 1, 2, 3]
+        assert crowd.peak == 1
+        assert trio.current_time() == 1.0
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_for_its_turn_never_starts(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(1, worker=Seats()) as pool, pool.lease() as worker:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.process, 1.0)
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(0.5) as scope:
+                await worker.process("seat")
+            assert scope.cancelled_caught
+        assert await worker.process("seat") == (0, 2)
+
+
+async def test_the_timeout_of_a_leased_job(autojump_clock: MockClock) -> None:
+    async with open_pool(1, worker=Seats(), timeout=2.0) as pool:
+        async with pool.lease() as worker:
+            with pytest.raises(JobTimeout) as caught:
+                await worker.process(9.0, timeout=0.5)
+            assert trio.current_time() == 0.5
+            assert caught.value.timeout == 0.5
+            assert (caught.value.started, caught.value.worker) == (True, 0)
+            with pytest.raises(JobTimeout) as caught:
+                await worker.process(9.0)
+            assert caught.value.timeout == 2.0
+            assert trio.current_time() == 2.5
+            assert await worker.process("seat") == (0, 3)
+            assert pool.statistics().timed_out == 2
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, "soon"])
+async def test_a_bad_timeout_of_a_leased_job_is_refused(timeout: Any) -> None:
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        with pytest.raises((ValueError, TypeError), match="timeout"):
+            await worker.process(1, timeout=timeout)
+
+
+async def test_errors_and_values_of_leased_jobs_are_those_of_the_handler() -> None:
+    error = ValueError("bad")
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        with pytest.raises(ValueError) as caught:
+            await worker.process(error)
+        assert caught.value is error
+        marker = object()
+        assert await worker.process(marker) is marker
+
+
+async def test_leased_jobs_are_counted_like_others() -> None:
+    async with open_pool(1, obey) as pool:
+        async with pool.lease() as worker:
+            await worker.process(1)
+            with pytest.raises(ValueError):
+                await worker.process(ValueError())
+            count = pool.statistics()
+            assert (count.accepted, count.done, count.failed) == (2, 1, 1)
+            assert (count.running, count.queued) == (0, 0)
+            assert count.run.count == 2
+            assert balanced(count)
+        assert pool.workers()[0].jobs == 2
+
+
+async def test_a_leased_job_sees_the_context_of_its_caller() -> None:
+    var: ContextVar[str] = ContextVar("var", default="unset")
+
+    async def look() -> str:
+        seen = var.get()
+        var.set("by the job")
+        return seen
+
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        var.set("by the caller")
+        assert await worker.process(look) == "by the caller"
+        assert await worker.process(look) == "by the caller"
+        assert var.get() == "by the caller"
+
+
+async def test_a_crash_under_a_leased_job_ends_what_the_lease_is_good_for() -> None:
+    listener = Listener()
+    async with open_pool(1, worker=Seats(), hooks=[listener]) as pool:
+        async with pool.lease() as worker:
+            await worker.process("seat")
+            cause = SystemExit("out")
+            with pytest.raises(WorkerCrashed) as caught:
+                await worker.process(cause)
+            assert caught.value.__cause__ is cause
+            assert (caught.value.started, caught.value.worker) == (True, 0)
+            await wait_all_tasks_blocked()
+            assert worker.id is None
+            for _ in range(2):
+                with pytest.raises(WorkerCrashed) as caught:
+                    await worker.process("seat")
+                assert caught.value.started is False
+                assert caught.value.attempts == 0
+            # The fresh worker does not belong to the lease.
+            assert await pool.process("seat") == (1, 1)
+        assert await pool.process("seat") == (1, 2)
+        count = pool.statistics()
+        assert (count.lost, count.restarts) == (1, 1)
+        assert balanced(count)
+    assert listener.those("crash") == [0]
+
+
+async def test_calls_that_wait_for_their_turn_hear_of_the_crash_too(
+    autojump_clock: MockClock,
+) -> None:
+    heard: list[bool] = []
+
+    async def die() -> None:
+        await trio.sleep(0.5)
+        raise SystemExit
+
+    async def call(job: Any) -> None:
+        with pytest.raises(WorkerCrashed) as caught:
+            await worker.process(job)
+        heard.append(caught.value.started)
+
+    async with open_pool(1, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, die)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(call, "seat")
+                await wait_all_tasks_blocked()
+                nursery.start_soon(call, "seat")
+        assert heard == [True, False, False]
+        assert await pool.process("seat") == (1, 1)
+
+
+async def test_an_error_of_crash_on_under_a_lease_ends_it() -> None:
+    error = Broken()
+    async with open_pool(1, worker=Seats(), crash_on=Broken) as pool:
+        async with pool.lease() as worker:
+            with pytest.raises(Broken) as caught:
+                await worker.process(error)
+            assert caught.value is error
+            with pytest.raises(WorkerCrashed) as crashed:
+                await worker.process("seat")
+            assert crashed.value.started is False
+        assert await pool.process("seat") == (1, 1)
+
+
+async def test_a_worker_that_dies_between_two_leased_jobs() -> None:
+    dying = trio.Event()
+    error = Broken("the connection is gone")
+
+    async def watch() -> None:
+        await dying.wait()
+        raise error
+
+    @asynccontextmanager
+    async def connected() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        async with trio.open_nursery() as nursery:
+            if not dying.is_set():
+                nursery.start_soon(watch)
+            yield obey
+            nursery.cancel_scope.cancel()
+
+    async with open_pool(1, worker=connected) as pool:
+        async with pool.lease() as worker:
+            assert await worker.process(1) == 1
+            dying.set()
+            await wait_all_tasks_blocked()
+            with pytest.raises(WorkerCrashed) as caught:
+                await worker.process(2)
+            assert caught.value.started is False
+            assert worker.id is None
+        assert await pool.process(3) == 3
+        assert pool.statistics().restarts == 1
+        assert balanced(pool.statistics())
+
+
+async def test_after_its_block_a_lease_is_closed() -> None:
+    async with open_pool(1, obey) as pool:
+        async with pool.lease() as worker:
+            assert worker.id == 0
+        assert worker.id is None
+        with pytest.raises(trio.ClosedResourceError):
+            await worker.process(1)
+        assert await pool.process(1) == 1
+
+
+async def test_a_shutdown_ends_a_lease_that_has_no_job() -> None:
+    async with open_pool(1, obey) as pool:
+        async with pool.lease() as worker:
+            await worker.process(1)
+            report = await pool.shutdown()
+            assert (report.cancelled, report.unfinished) == (0, 0)
+            assert pool.statistics().workers == 0
+            with pytest.raises(PoolClosed) as caught:
+                await worker.process(2)
+            assert caught.value.started is False
+
+
+async def test_a_shutdown_lets_the_leased_job_that_runs_finish(
+    autojump_clock: MockClock,
+) -> None:
+    results: list[Any] = []
+
+    async def use() -> None:
+        async with pool.lease() as worker:
+            results.append(await worker.process(1.5))
+            with pytest.raises(PoolClosed):
+                await worker.process(1)
+
+    async with open_pool(1, obey) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            await wait_all_tasks_blocked()
+            report = await pool.shutdown()
+            assert trio.current_time() == 1.5
+            assert report.done == 1
+    assert results == [1.5]
+
+
+async def test_a_shutdown_refuses_those_who_wait_for_a_lease() -> None:
+    refused = 0
+
+    async def wait() -> None:
+        nonlocal refused
+        with pytest.raises(PoolClosed):
+            async with pool.lease():
+                pass
+        refused += 1
+
+    release = trio.Event()
+    async with open_pool(1, obey) as pool:
+        async with trio.open_nursery() as nursery:
+            await pool.submit(release.wait)
+            nursery.start_soon(wait)
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(pool.shutdown)
+            await wait_all_tasks_blocked()
+            assert refused == 2
+            release.set()
+
+
+async def test_cancelling_the_pool_cancels_the_leased_job() -> None:
+    async with open_pool(1, obey) as pool:
+        async with pool.lease() as worker:
+            async with trio.open_nursery() as nursery:
+
+                async def use() -> None:
+                    with pytest.raises(JobCancelled) as caught:
+                        await worker.process(trio.sleep_forever)
+                    assert caught.value.started is True
+
+                nursery.start_soon(use)
+                await wait_all_tasks_blocked()
+                pool.cancel()
+            with pytest.raises(PoolClosed):
+                await worker.process(1)
+
+
+async def test_the_body_that_ends_within_a_lease_of_another_task() -> None:
+    refused = False
+    closing = trio.Event()
+
+    async def hold(pool: Pool[Any, Any]) -> None:
+        nonlocal refused
+        async with pool.lease() as worker:
+            await worker.process(1)
+            await closing.wait()
+            with pytest.raises(PoolClosed):
+                await worker.process(1)
+            refused = True
+
+    async with trio.open_nursery() as nursery:
+        async with open_pool(1, obey) as pool:
+            nursery.start_soon(hold, pool)
+            await wait_all_tasks_blocked()
+        closing.set()
+    assert refused
+
+
+async def test_a_closed_pool_leases_nothing() -> None:
+    async with open_pool(1, obey) as pool:
+        await pool.shutdown()
+        with pytest.raises(PoolClosed):
+            async with pool.lease():
+                pass
+
+
+async def test_shrinking_waits_for_the_lease_and_never_interrupts_it(
+    autojump_clock: MockClock,
+) -> None:
+    shrunk: list[float] = []
+
+    async def shrink() -> None:
+        await pool.resize(0)
+        shrunk.append(trio.current_time())
+
+    async with open_pool(2, worker=Seats()) as pool:
+        async with trio.open_nursery() as nursery:
+            async with pool.lease() as worker:
+                life, _ = await worker.process("seat")
+                nursery.start_soon(shrink)
+                await trio.sleep(1)
+                assert pool.statistics().workers == 1
+                assert await worker.process("seat") == (life, 2)
+                assert await worker.process(0.5) == 0.5
+                assert shrunk == []
+        assert shrunk == [1.5]
+        assert pool.workers() == ()
+        await pool.resize(2)
+        await check_whole(pool, 2)
+
+
+async def test_shrinking_prefers_the_workers_without_a_lease() -> None:
+    async with open_pool(3, worker=Seats()) as pool, pool.lease() as worker:
+        leased = worker.id
+        await pool.resize(1)
+        assert [snapshot.id for snapshot in pool.workers()] == [leased]
+        assert (await worker.process("seat"))[1] == 1
+
+
+async def test_growing_under_a_lease() -> None:
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        await pool.resize(2)
+        assert await pool.process(who) != await worker.process(who)
+
+
+async def test_a_pause_does_not_stop_a_lease() -> None:
+    async with open_pool(1, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            pool.pause()
+            reply = await pool.submit("seat")
+            assert await worker.process("seat") == (0, 1)
+        await wait_all_tasks_blocked()
+        assert not reply.done
+        pool.resume()
+        assert await reply.wait() == (0, 2)
+
+
+async def test_a_lease_asked_for_in_a_pause_comes_after_it() -> None:
+    got = trio.Event()
+
+    async def take() -> None:
+        async with pool.lease() as worker:
+            assert await worker.process("seat") == (0, 1)
+            got.set()
+
+    async with open_pool(1, worker=Seats()) as pool:
+        pool.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await wait_all_tasks_blocked()
+            assert not got.is_set()
+            pool.resume()
+        assert got.is_set()
+        assert await pool.process("seat") == (0, 2)
+
+
+async def test_a_lease_waits_in_line_behind_the_jobs_that_were_there() -> None:
+    order: list[str] = []
+    release = trio.Event()
+
+    def note(name: str) -> Callable[[], Awaitable[None]]:
+        async def job() -> None:
+            order.append(name)
+
+        return job
+
+    async def take() -> None:
+        async with pool.lease() as worker:
+            order.append("lease")
+            await worker.process(note("leased"))
+            await wait_all_tasks_blocked()
+
+    async with open_pool(1, obey) as pool:
+        async with trio.open_nursery() as nursery:
+            await pool.submit(release.wait)
+            await pool.submit(note("before 1"))
+            await pool.submit(note("before 2"))
+            nursery.start_soon(take)
+            await wait_all_tasks_blocked()
+            await pool.submit(note("after"))
+            release.set()
+    assert order == ["before 1", "before 2", "lease", "leased", "after"]
+
+
+async def test_of_those_who_wait_for_a_lease_the_highest_priority_is_first() -> None:
+    order: list[Any] = []
+    release = trio.Event()
+
+    async def take(priority: int) -> None:
+        async with pool.lease(priority=priority) as worker:
+            order.append(priority)
+            await worker.process(1)
+
+    async def job() -> None:
+        order.append("job of 1")
+
+    async with open_pool(1, obey) as pool:
+        async with trio.open_nursery() as nursery:
+            await pool.submit(release.wait)
+            await wait_all_tasks_blocked()
+            for priority in (0, 2, -1):
+                nursery.start_soon(take, priority)
+                await wait_all_tasks_blocked()
+            await pool.submit(job, priority=1)
+            release.set()
+    assert order == [2, "job of 1", 0, -1]
+
+
+@pytest.mark.parametrize("priority", [True, 1.5, "high", None])
+async def test_a_bad_priority_of_a_lease_is_refused(priority: Any) -> None:
+    async with open_pool(1, obey) as pool:
+        with pytest.raises(TypeError, match="priority"):
+            async with pool.lease(priority=priority):
+                pass
+        await check_free(pool)
+
+
+async def check_free(pool: Pool[Any, Any]) -> None:
+    """Check that every worker is idle and takes jobs."""
+    await wait_all_tasks_blocked()
+    for worker in pool.workers():
+        assert worker.state is WorkerState.IDLE
+    arrived, release = 0, trio.Event()
+
+    async def meet() -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived == pool.size:
+            release.set()
+        await release.wait()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(pool.size):
+            nursery.start_soon(pool.process, meet)
+    assert balanced(pool.statistics())
+
+
+async def test_a_cancelled_wait_for_a_lease_leaves_nothing_behind() -> None:
+    release = trio.Event()
+    async with open_pool(1, obey) as pool:
+        reply = await pool.submit(release.wait)
+        with trio.move_on_after(0) as scope:
+            async with pool.lease():
+                pass
+        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                async with pool.lease():
+                    pytest.fail("the wait was cancelled")
+
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        release.set()
+        await reply.wait()
+        await check_free(pool)
+        assert pool.statistics().accepted == 2
+
+
+async def test_a_wait_for_a_lease_cancelled_as_the_worker_comes_loses_no_worker() -> (
+    None
+):
+    release = trio.Event()
+    async with open_pool(1, obey) as pool:
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                async with pool.lease() as worker:
+                    await worker.process(1)
+
+            await pool.submit(release.wait)
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            # Both within one tick.
+            release.set()
+            nursery.cancel_scope.cancel()
+        await check_free(pool)
+
+
+@pytest.mark.parametrize("ticks", range(8))
+async def test_a_lease_cancelled_at_any_step_loses_no_worker(ticks: int) -> None:
+    async with open_pool(1, obey) as pool:
+
+        async def use() -> None:
+            async with pool.lease() as worker:
+                await worker.process(trio.lowlevel.checkpoint)
+                await trio.lowlevel.checkpoint()
+                await worker.process(trio.lowlevel.checkpoint)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        await check_free(pool)
+
+
+async def test_cancelling_a_leased_call_cancels_its_handler_and_keeps_the_lease(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(2, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            life, _ = await worker.process("seat")
+            with trio.move_on_after(0.5) as scope:
+                await worker.process(9.0)
+            assert scope.cancelled_caught
+            assert trio.current_time() == 0.5
+            assert await worker.process("seat") == (life, 3)
+            assert pool.statistics().cancelled == 1
+        await check_free(pool)
+
+
+async def test_a_leased_call_returns_only_when_its_handler_has_ended(
+    autojump_clock: MockClock,
+) -> None:
+    async def slow_to_end() -> str:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1.5)
+            raise
+
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        with trio.move_on_after(0.5):
+            await worker.process(slow_to_end)
+        assert trio.current_time() == 2.0
+
+
+@pytest.mark.parametrize("while_running", [True, False])
+async def test_an_error_in_the_block_of_a_lease_gives_the_worker_back(
+    while_running: bool,
+) -> None:
+    async with open_pool(2, obey) as pool:
+        with pytest.raises((Broken, ExceptionGroup)):
+            async with pool.lease() as worker, trio.open_nursery() as nursery:
+                if while_running:
+                    nursery.start_soon(worker.process, trio.sleep_forever)
+                    await wait_all_tasks_blocked()
+                raise Broken
+        await check_free(pool)
+
+
+async def test_a_lease_left_while_another_task_runs_a_job_in_it(
+    autojump_clock: MockClock,
+) -> None:
+    results: list[Any] = []
+
+    async def use(worker: Any) -> None:
+        results.append(await worker.process(1.5))
+
+    async with open_pool(1, obey) as pool:
+        async with trio.open_nursery() as nursery:
+            async with pool.lease() as worker:
+                nursery.start_soon(use, worker)
+                await wait_all_tasks_blocked()
+            # The job is accepted, so it ends; then the worker is free.
+            assert await pool.process("next") == "next"
+            assert trio.current_time() == 1.5
+        assert results == [1.5]
+        await check_free(pool)
+
+
+async def test_many_leases_one_after_the_other_leave_nothing_behind() -> None:
+    async with open_pool(2, obey) as pool:
+        for _ in range(20):
+            async with pool.lease() as one, pool.lease() as two:
+                assert {one.id, two.id} == {0, 1}
+                assert await one.process(1) == await two.process(1) == 1
+        await check_free(pool)
+        await pool.join()
+
+
+async def test_more_leases_than_workers_take_turns(autojump_clock: MockClock) -> None:
+    crowd = Crowd()
+
+    async def use() -> None:
+        async with pool.lease() as worker:
+            await worker.process(lambda: crowd(0.25))
+            await worker.process(lambda: crowd(0.25))
+
+    async with open_pool(2, obey) as pool:
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(use)
+        assert trio.current_time() == 1.5
+        assert crowd.peak == 2
+        await check_free(pool)
+
+
+async def test_a_join_does_not_wait_for_a_lease_without_a_job() -> None:
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        await worker.process(1)
+        await pool.join()
+
+
+async def test_a_lease_inside_of_the_only_worker_would_deadlock() -> None:
+    async def nested() -> None:
+        async with pool.lease():
+            pytest.fail("nobody could come")
+
+    async with open_pool(1, obey) as pool:
+        with pytest.raises(WouldDeadlock):
+            await pool.process(nested)
+        await check_free(pool)
+
+
+async def test_a_lease_inside_of_a_job_gets_the_other_worker() -> None:
+    async def nested() -> int:
+        async with pool.lease() as worker:
+            return await worker.process(lambda: obey(7))
+
+    async with open_pool(2, obey) as pool:
+        assert await pool.process(nested) == 7
+        await check_free(pool)
+
+
+async def test_a_leased_job_that_calls_its_own_lease_would_deadlock(
+    autojump_clock: MockClock,
+) -> None:
+    async def nested() -> None:
+        with trio.fail_after(5):
+            await worker.process(1)
+
+    async with open_pool(2, obey) as pool, pool.lease() as worker:
+        with pytest.raises(WouldDeadlock):
+            await worker.process(nested)
+        assert await worker.process(2) == 2
+
+
+async def test_a_leased_job_may_use_the_rest_of_the_pool() -> None:
+    async def nested() -> int:
+        return await pool.process(7)
+
+    async with open_pool(2, obey) as pool, pool.lease() as worker:
+        assert await worker.process(nested) == 7
+
+
+async def test_a_lease_of_a_pool_of_functions() -> None:
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with open_pool(2) as pool, pool.lease() as worker:
+        assert await worker.process(add, 1, 2) == 3
+        first = await worker.process(who)
+        assert first == worker.id == await worker.process(who)
+
+
+@pytest.mark.parametrize("options", [{"max_jobs": 1}, {"max_age": 0.25}])
+async def test_a_lease_keeps_its_worker_beyond_its_time(
+    autojump_clock: MockClock, options: Any
+) -> None:
+    listener = Listener()
+    async with open_pool(1, worker=Seats(), hooks=[listener], **options) as pool:
+        async with pool.lease() as worker:
+            for jobs in range(1, 4):
+                assert await worker.process("seat") == (0, jobs)
+                await trio.sleep(0.5)
+            assert listener.seen == [("start", 0)]
+        await wait_all_tasks_blocked()
+        assert listener.seen == [("start", 0), ("stop", 0), ("start", 0)]
+        assert await pool.process("seat") == (1, 1)
+        assert pool.statistics().restarts == 0
+
+
+async def test_a_leased_worker_without_a_job_is_not_idle_for_too_long(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(1, worker=Seats(), max_idle=0.5) as pool:
+        async with pool.lease() as worker:
+            assert await worker.process("seat") == (0, 1)
+            await trio.sleep(2)
+            assert await worker.process("seat") == (0, 2)
+
+
+async def test_autoscaling_lets_a_leased_worker_alone(
+    autojump_clock: MockClock,
+) -> None:
+    scale = Autoscale(min=0, max=3, interval=0.25, down_after=0.5)
+    async with open_pool(0, worker=Seats(), scale=scale) as pool:
+        await pool.resize(3)
+        async with pool.lease() as worker:
+            life, _ = await worker.process("seat")
+            await trio.sleep(5)
+            assert pool.size == 1
+            assert await worker.process("seat") == (life, 2)
+        await trio.sleep(5)
+        assert pool.size == 0
+
+
+async def test_asking_for_a_lease_is_a_checkpoint() -> None:
+    async with open_pool(1, obey) as pool:
+        async with AsyncExitStack() as stack:
+            with assert_checkpoints():
+                worker = await stack.enter_async_context(pool.lease())
+            with assert_checkpoints():
+                await worker.process(1)
+
+
+async def test_the_job_of_a_lease_tells_hooks_like_any_other() -> None:
+    class Told(Hooks):
+        def __init__(self) -> None:
+            self.kinds: list[str] = []
+
+        def on_job_queue(self, event: JobChanged) -> None:
+            self.kinds.append(event.kind)
+
+        def on_job_start(self, event: JobChanged) -> None:
+            self.kinds.append(event.kind)
+
+        def on_job_complete(self, event: JobChanged) -> None:
+            self.kinds.append(event.kind)
+
+    told = Told()
+    async with open_pool(1, obey, hooks=[told]) as pool, pool.lease() as worker:
+        await worker.process(1)
+    assert told.kinds == ["job_queue", "job_start", "job_complete"]
