@@ -86,6 +86,7 @@ class Dispatch:
         self.clock: Callable[[], float] = trio.current_time
         self.stamp: Callable[[], float] = perf_counter
         """The clock by which waits and runs are measured: the cheapest there is."""
+        self.is_real = True
         # The books.
         self.accepted = 0
         self.running = 0
@@ -169,7 +170,8 @@ class Dispatch:
         """Belong to this trio run and thread from now on, and take jobs."""
         clock = trio.lowlevel.current_clock()
         self.clock = clock.current_time
-        self.stamp = perf_counter if is_system_clock(clock) else clock.current_time
+        self.is_real = is_system_clock(clock)
+        self.stamp = perf_counter if self.is_real else clock.current_time
         self.opened_at = self.stamp()
         self.stopped_at: float | None = None
         self.thread = get_ident()
@@ -227,7 +229,8 @@ class Dispatch:
             self.accepted += 1
             self.change += 1
             job.state = _QUEUED
-            job.queued_at = self.stamp()
+            # `stamp`, without a call where nearly all pools are.
+            job.queued_at = perf_counter() if self.is_real else self.clock()
             if job.priority:
                 line.push(job)
             else:

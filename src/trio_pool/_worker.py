@@ -486,7 +486,7 @@ class Worker:
         rested = checked = perf_counter()
         since = job.started_at
         # Short items are measured together: alone, that would take longer.
-        skip = short = quick = 0
+        skip = span = quick = 0
         quick_time = 0.0
         change = dispatch.change
         brief = dispatch.slice
@@ -500,25 +500,24 @@ class Worker:
                     now = stamp()
                     dispatch.runs.pending.append(now - since)
                     since = job.started_at = now
-                    quick += short
-                    skip = short = 0
+                    quick += span - skip
+                    skip = span = 0
                     rested = checked = perf_counter()
                 elif skip:
                     skip -= 1
-                    short += 1
                 else:
                     now = perf_counter()
                     spent = now - checked
-                    short += 1
+                    items = span + 1
+                    span = 0
                     if spent < _SHORT:
-                        skip = _SKIP
-                        quick += short
+                        skip = span = _SKIP
+                        quick += items
                         quick_time += spent
                     elif real:
-                        dispatch.runs.pending.extend([spent / short] * short)
+                        dispatch.runs.pending.extend([spent / items] * items)
                     else:
-                        quick += short
-                    short = 0
+                        quick += items
                     checked = now
                     if real:
                         since = now
@@ -556,7 +555,7 @@ class Worker:
             job.started_at = since
             raise
         finally:
-            self.quick += quick + short
+            self.quick += quick + span - skip
             if real:
                 self.quick_time += quick_time
         job.value = value
