@@ -18,7 +18,7 @@ FLOORS = [
         # Public by name, and needed by the pool.
         *("streams", "drain", "tasks"),
     },
-    {"_job", "_batch", "_backlog", "_books", "_dispatch"},
+    {"_job", "_batch", "_backlog", "_books", "_dispatch", "_nesting", "_starts"},
     {"_worker", "_lease"},
     {"_supervisor", "_many", "_plugins"},
     {"_pool"},

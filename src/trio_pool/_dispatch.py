@@ -15,7 +15,6 @@ from ._backlog import Keys, Line
 from ._batch import Batch
 from ._books import picture
 from ._checks import note, refuse
-from ._current import worker_around
 from ._errors import (
     BacklogFull,
     CircuitOpen,
@@ -25,21 +24,20 @@ from ._errors import (
     PoolBroken,
     PoolClosed,
     WorkerCrashed,
-    WouldDeadlock,
     WrongThread,
 )
 from ._events import UNHEARD, JobChanged, JobState, WorkerState, log
 from ._job import Job, Terms
 from ._latency import Histogram
+from ._nesting import Nesting
 from ._policy import note_attempts
+from ._starts import Starts
 from ._telling import HookCalls
 from ._timer import Timer
 from ._trio import WAKE, is_system_clock, rescheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from trio.lowlevel import Task
 
     from ._backlog import Source
     from ._config import PoolConfig
@@ -133,14 +131,9 @@ class Dispatch:
         self.timer = Timer()
         self.hooks = HookCalls(config.hooks)
         self.watched = self.hooks.any_job_hook
-        self.outside: trio.Nursery | None = None
-        """A nursery known to be part of no job of this pool."""
-        self.rate = config.rate
+        self.nesting = Nesting(self)
         self.breaker = config.breaker
-        self.limiter = config.limiter
-        self.starters = ParkingLot()
-        """Leases that wait for the rate or the limiter."""
-        self.token_wanted = trio.Event()
+        self.starts = Starts(self)
         self.guarded = bool(config.rate or config.breaker or config.limiter)
         self.by_terms = bool(self.guarded or config.retry or config.choose)
         """Whether every job has terms."""
@@ -159,12 +152,7 @@ class Dispatch:
         worker has a copy of it."""
         self._choose = config.choose
         self._keys = Keys()
-        self._inner_waits: dict[Task, tuple[Job | Source, Worker, str]] = {}
         self._starved: list[Source | None] = []
-        self._rate_alarm: object = None
-        self._tokens: list[object] = []
-        """Tokens of starts that are being decided; hooks may nest these."""
-        self._spare_tokens: list[object] = []
 
     def prepare(self) -> None:
         """Belong to this trio run and thread from now on, and take jobs."""
@@ -176,7 +164,7 @@ class Dispatch:
         self.stopped_at: float | None = None
         self.thread = get_ident()
         self.reschedule = rescheduler(trio.lowlevel.current_task())
-        for guard in (self.rate, self.breaker):
+        for guard in (self.config.rate, self.breaker):
             if guard is not None:
                 guard.begin(trio.lowlevel.current_trio_token())
         self.closed = False
@@ -290,12 +278,10 @@ class Dispatch:
         """Let an idle worker run a new job, if it is its turn."""
         if (
             not self.idle
-            or self.line.ready
-            or self.line.sources
-            or self.room.ready
+            or self.has_ready()
             or not self._may_run(job)
             or not self._is_in_bound()
-            or (self.guarded and not self.take_start())
+            or (self.guarded and not self.starts.take())
         ):
             return False
         self.accepted += 1
@@ -309,7 +295,7 @@ class Dispatch:
         if self.idle and self._may_run(job):
             if not self._is_in_bound():
                 self._starve(None)
-            elif not (self._rate_alarm or self.token_wanted.is_set()):
+            elif not self.starts.are_awaited():
                 self.rouse(1)
 
     def hand_over(self, job: Job, worker: Worker) -> None:
@@ -321,7 +307,7 @@ class Dispatch:
         worker.state = _BUSY
         self.handed += 1
         job.queued_at = -1.0
-        self._lend(job)
+        self.starts.lend(job)
         worker.wake_for(job)
 
     def start_leased(self, job: Job, worker: Worker) -> None:
@@ -330,7 +316,7 @@ class Dispatch:
         if self.breaker is not None:
             job.terms.permit = self.breaker.admit(self.clock())
             if job.terms.permit is None:
-                self.give_back_start()
+                self.starts.give_back()
                 raise self._circuit_open()
         job.queued_at = self.stamp()
         self.accepted += 1
@@ -522,27 +508,27 @@ class Dispatch:
             return None
         if not self.guarded:
             return self._take(worker, now)
-        while self.line.ready or self.line.sources or self.room.ready:
+        while self.has_ready():
             if not self._is_free(worker):
                 return None
-            if not self.take_start():
+            if not self.starts.take():
                 self._lease_out(worker)
                 return None
             job = self._take(worker, now)
             if job is None:
-                self.give_back_start()
+                self.starts.give_back()
                 if worker.lease is not None:
                     # What it came for is another's now.
                     self.rouse(1)
                 return None
             if self._may_go_on(job):
                 job.error = job.traceback = None
-                self._lend(job)
+                self.starts.lend(job)
                 if self.idle:
                     # Whoever could start too must look for itself.
                     self.rouse(1)
                 return job
-            self.give_back_start()
+            self.starts.give_back()
             # The worker is on its feet: nobody may take it for an idle one.
             worker.job = None
             self._refuse_start(job)
@@ -595,72 +581,6 @@ class Dispatch:
         assert self.breaker is not None
         return CircuitOpen(self.config.name, self.breaker.reopens_in(self.clock()))
 
-    # What a start costs in a guarded pool: a token of the limiter, and one of
-    # the rate; both are given back when no job starts after all.
-
-    def take_start(self) -> bool:
-        """Take what a start needs, or have somebody wait for it."""
-        if self.limiter is not None:
-            if self._spare_tokens:
-                self._tokens.append(self._spare_tokens.pop())
-            else:
-                borrower = object()
-                try:
-                    self.limiter.acquire_on_behalf_of_nowait(borrower)
-                except trio.WouldBlock:
-                    self.token_wanted.set()
-                    return False
-                self._tokens.append(borrower)
-        if self.rate is not None:
-            when = self.rate.take(self.clock())
-            if when != -math.inf:
-                if self._tokens:
-                    self._release_token(self._tokens.pop())
-                if self._rate_alarm is None:
-                    self._rate_alarm = self.timer.at(when, self._rate_allows)
-                return False
-        return True
-
-    def _rate_allows(self) -> None:
-        self._rate_alarm = None
-        self._try_starts()
-
-    def _try_starts(self) -> None:
-        self.rouse(1)
-        self.starters.unpark_all()
-
-    def bring_token(self, borrower: object) -> None:
-        """Use a token that was waited for, unless nobody wants it any more."""
-        wanted = self.line.ready or self.line.sources or self.room.ready
-        if (wanted and self.idle) or self.starters:
-            self._spare_tokens.append(borrower)
-            self._try_starts()
-        else:
-            self._release_token(borrower)
-
-    def release_spare_tokens(self) -> None:
-        """Give back the tokens that no job holds."""
-        while self._spare_tokens:
-            self._release_token(self._spare_tokens.pop())
-
-    def _release_token(self, borrower: object) -> None:
-        assert self.limiter is not None
-        self.limiter.release_on_behalf_of(borrower)
-
-    def give_back_start(self) -> None:
-        """Give back what `take_start` took."""
-        if self._tokens:
-            self._release_token(self._tokens.pop())
-        if self.rate is not None:
-            self.rate.give_back()
-
-    def _lend(self, job: Job) -> None:
-        """Let a job hold what was taken for its start."""
-        if self._tokens:
-            if job.terms is None:
-                job.terms = Terms(retry=self.config.retry)
-            job.terms.token = self._tokens.pop()
-
     # Idle workers.
 
     def rest(self, worker: Worker) -> None:
@@ -669,8 +589,8 @@ class Dispatch:
         worker.idle_since = self.clock()
         if worker.lease is None:
             (self.resting if self.paused else self.idle)[worker] = None
-        if self._spare_tokens and not self.starters:
-            self.release_spare_tokens()
+        if self.guarded:
+            self.starts.release_spares()
 
     def wake_up(self, worker: Worker) -> None:
         """Note that a worker is up, with no job yet."""
@@ -686,10 +606,13 @@ class Dispatch:
             worker.nudge()
             count -= 1
 
+    def has_ready(self) -> bool:
+        """Say whether something waits for a worker, or for its start."""
+        return bool(self.line.ready or self.line.sources or self.room.ready)
+
     def _let_rest(self, worker: Worker) -> None:
         """Let a worker whose job was withdrawn be handed another at once."""
-        waiting = self.line.ready or self.line.sources or self.room.ready
-        if not waiting and not worker.leaving and worker.lease is None:
+        if not self.has_ready() and not worker.leaving and worker.lease is None:
             self.rest(worker)
 
     # The bound of the backlog. Retries may pass it by as many as run, so while
@@ -817,7 +740,7 @@ class Dispatch:
         """Give back what an attempt held, and tell the breaker how it went."""
         terms = cast("Terms", job.terms)
         if terms.token is not None:
-            self._release_token(terms.token)
+            self.starts.release(terms.token)
             terms.token = None
         if terms.permit is not None:
             assert self.breaker is not None
@@ -936,11 +859,11 @@ class Dispatch:
             return
         job.error = self._fate(JobExpired, job)
         if job.state is None:
-            self._turn_away(job)
+            self.turn_away(job)
         else:
             self.end(job, JobState.EXPIRED)
 
-    def _turn_away(self, job: Job) -> None:
+    def turn_away(self, job: Job) -> None:
         """Have a caller that waits for room hear ``job.error``."""
         self.room.discard(job)
         if job.terms is not None:
@@ -1040,7 +963,7 @@ class Dispatch:
         """Tell those who wait for room that they will not get in."""
         for job in self.room.jobs():
             job.error = self.refusal()
-            self._turn_away(job)
+            self.turn_away(job)
 
     def end_waiting(self) -> None:
         """End all that waits, as none of it will run any more."""
@@ -1093,7 +1016,7 @@ class Dispatch:
             self.hear_end()
 
     # ------------------------------------------------------------------
-    # Pausing, waits inside of jobs, and what is told.
+    # Pausing, and what is told.
 
     def pause(self) -> None:
         """Let workers take no more jobs."""
@@ -1118,57 +1041,6 @@ class Dispatch:
         self.gated = gated
         for worker in self.workers.values():
             worker.set_gate()
-
-    def check_wait(self, task: Task, entry: Job | Source | None, wait: str) -> None:
-        """Refuse a wait inside a job of this pool that nobody could end.
-
-        It could not where every worker has a job that waits like this.
-        """
-        nursery = task.parent_nursery
-        if nursery is not None and nursery is self.outside:
-            return
-        worker = worker_around(task, self)
-        if worker is None:
-            self.outside = nursery
-            return
-        if entry is None:
-            raise WouldDeadlock(self.config.name, wait)
-        self._inner_waits[task] = (entry, worker, wait)
-        own = worker.job
-        waits_for_itself = isinstance(entry, Job) and (
-            entry is own
-            or (entry.key is not None and own is not None and entry.key == own.key)
-        )
-        if waits_for_itself or self._is_stuck():
-            del self._inner_waits[task]
-            raise WouldDeadlock(self.config.name, wait)
-
-    def _is_stuck(self) -> bool:
-        """Say whether every worker has a job that waits for another worker."""
-        inner = self._inner_waits
-        for task, (entry, _, _) in tuple(inner.items()):
-            if not entry.is_stuck(task):
-                del inner[task]
-        if not inner or len(self.workers) < self.wanted:
-            return False
-        blocked = {worker for _, worker, _ in inner.values()}
-        return all(
-            worker in blocked
-            or worker.retiring
-            or (worker.lease is not None and worker.lease.inside in blocked)
-            for worker in self.workers.values()
-        )
-
-    def end_deadlock(self) -> None:
-        """End the newest waits inside of jobs that nobody could end any more."""
-        while self._inner_waits and self._is_stuck():
-            _, (entry, _, wait) = self._inner_waits.popitem()
-            if isinstance(entry, Job) and (entry.caller or entry.is_process):
-                entry.error = WouldDeadlock(self.config.name, wait)
-                if entry.state is None:
-                    self._turn_away(entry)
-                else:
-                    self.end(entry, JobState.CANCELLED)
 
     def tell_job(self, hook: str, job: Job, delay: float | None = None) -> None:
         """Call a job hook, if anyone listens."""

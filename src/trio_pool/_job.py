@@ -274,7 +274,7 @@ class Reply(Generic[Out]):
                 readers = job.readers = {}
             readers[task] = None
             try:
-                job.dispatch.check_wait(task, job, "Reply.wait()")
+                job.dispatch.nesting.check(task, job, "Reply.wait()")
             except BaseException:
                 del readers[task]
                 raise

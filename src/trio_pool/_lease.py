@@ -113,7 +113,7 @@ class Lease:
         task = self._holder = current_task()
         self.inside = worker_around(task, dispatch)
         try:
-            dispatch.check_wait(task, self, "lease()")
+            dispatch.nesting.check(task, self, "lease()")
             await wait_task_rescheduled(self._abort)
             if self._error is not None:
                 raise self._error
@@ -155,8 +155,8 @@ class Lease:
             raise WouldDeadlock(dispatch.config.name, "process() of a lease")
         async with self._turn:
             worker = self._usable_worker()
-            while dispatch.guarded and not dispatch.take_start():
-                await dispatch.starters.park()
+            while dispatch.guarded and not dispatch.starts.take():
+                await dispatch.starts.waiters.park()
                 worker = self._usable_worker()
             job = Job(dispatch, dispatch.next_id(), job_input, copy_context(), timeout)
             job.leased = job.is_process = True

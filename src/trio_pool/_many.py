@@ -181,7 +181,7 @@ async def _run(batch: Batch, items: Any) -> None:
     dispatch = batch.dispatch
     _open(batch, items)
     try:
-        dispatch.check_wait(current_task(), batch, "a wait for all of a batch")
+        dispatch.nesting.check(current_task(), batch, "a wait for all of a batch")
         if isinstance(items, AsyncIterable):
             await batch.feed(items)
         await batch.wait()
@@ -256,7 +256,7 @@ class _Window:
             task = current_task()
             if self._reader is not None:
                 raise trio.BusyResourceError("another task is reading this stream")
-            self.batch.dispatch.check_wait(task, self.batch, "reading a stream")
+            self.batch.dispatch.nesting.check(task, self.batch, "reading a stream")
             self._reader = task
             await wait_task_rescheduled(self._abort)
         index = self._read if self._ordered else self._order.popleft()

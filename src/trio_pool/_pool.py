@@ -343,7 +343,7 @@ class Pool(_Handle, Generic[In, Out]):
             job.caller = task = current_task()
             if (
                 job.state is not _RUNNING
-                and task._parent_nursery is not dispatch.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                and task._parent_nursery is not dispatch.nesting.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             ):
                 self._check_wait(job, task)
             # Only where somebody in this run has a deadline at all.
@@ -358,7 +358,7 @@ class Pool(_Handle, Generic[In, Out]):
 
     def _check_wait(self, job: Job, task: TrioTask, wait: str = "process()") -> None:
         try:
-            self._dispatch.check_wait(task, job, wait)
+            self._dispatch.nesting.check(task, job, wait)
         except BaseException:
             job.readers = None
             self._dispatch.withdraw(job)

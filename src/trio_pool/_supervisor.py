@@ -235,8 +235,8 @@ class Supervisor:
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:
-                    if dispatch.limiter is not None:
-                        nursery.start_soon(self._fetch_tokens, dispatch.limiter)
+                    if self.config.limiter is not None:
+                        nursery.start_soon(dispatch.starts.fetch_tokens)
                     # A block that was cancelled at its door has ended us already.
                     for _ in range(0 if dispatch.stopping else dispatch.wanted):
                         self._hire(nursery)
@@ -250,19 +250,9 @@ class Supervisor:
             self._give_up("its supervisor failed", _bare(error))
         finally:
             self.cancel()
-            dispatch.release_spare_tokens()
+            dispatch.starts.release_spares(all_of_them=True)
             self.workers_stopped()
             self.finished.set()
-
-    async def _fetch_tokens(self, limiter: trio.CapacityLimiter) -> None:
-        """Queue at the shared limiter in the place of the workers."""
-        dispatch = self.dispatch
-        while True:
-            await dispatch.token_wanted.wait()
-            borrower = object()
-            await limiter.acquire_on_behalf_of(borrower)
-            dispatch.token_wanted = trio.Event()
-            dispatch.bring_token(borrower)
 
     def workers_stopped(self) -> None:
         """Close the books on workers that went down with the nursery."""
@@ -384,7 +374,7 @@ class Supervisor:
         self.dispatch.quick_time += worker.quick_time
         del self.dispatch.workers[worker.id]
         heappush(self._free, worker.id)
-        self.dispatch.end_deadlock()
+        self.dispatch.nesting.end_deadlock()
 
     def _spend(self, worker: Worker, error: BaseException) -> None:
         """Count a crash; set the time of the restart, or break the pool."""
@@ -473,7 +463,7 @@ class Supervisor:
         self.dispatch.change += 1
         worker.retire()
         self._nudge_idle(worker)
-        self.dispatch.end_deadlock()
+        self.dispatch.nesting.end_deadlock()
 
     # ------------------------------------------------------------------
     # What the handle asks for.
@@ -487,7 +477,7 @@ class Supervisor:
         await trio.lowlevel.checkpoint_if_cancelled()
         if size < dispatch.wanted:
             task = trio.lowlevel.current_task()
-            dispatch.check_wait(task, None, "resize() to fewer workers")
+            dispatch.nesting.check(task, None, "resize() to fewer workers")
         self._want(size)
         while not self._is_staffed():
             await self._staffed.park()
@@ -515,7 +505,7 @@ class Supervisor:
         """Wait until every accepted job has ended."""
         dispatch = self.dispatch
         dispatch.check_thread()
-        dispatch.check_wait(trio.lowlevel.current_task(), None, "join()")
+        dispatch.nesting.check(trio.lowlevel.current_task(), None, "join()")
         if dispatch.is_drained():
             await trio.lowlevel.checkpoint()
         while not dispatch.is_drained():
@@ -537,7 +527,7 @@ class Supervisor:
                 if not dispatch.wanted and self.config.scale is None:
                     dispatch.end_waiting()
             self._staffed.unpark_all()
-            dispatch.starters.unpark_all()
+            dispatch.starts.waiters.unpark_all()
         return self._closing
 
     def let_go(self) -> None:
@@ -566,7 +556,7 @@ class Supervisor:
     async def shut_down(self, grace: float) -> ShutdownReport:
         """Close, wait for accepted jobs within ``grace``, cancel the rest."""
         dispatch = self.dispatch
-        dispatch.check_wait(trio.lowlevel.current_task(), None, "shutdown()")
+        dispatch.nesting.check(trio.lowlevel.current_task(), None, "shutdown()")
         closing = self.close()
         deadline = trio.current_time() + grace
         with trio.move_on_at(deadline):

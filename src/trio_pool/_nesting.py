@@ -1,0 +1,86 @@
+"""Waits inside of jobs for their own pool, and those that nobody could end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from ._current import worker_around
+from ._errors import WouldDeadlock
+from ._events import JobState
+from ._job import Job
+
+if TYPE_CHECKING:
+    import trio
+    from trio.lowlevel import Task
+
+    from ._backlog import Source
+    from ._dispatch import Dispatch
+    from ._worker import Worker
+
+
+@final
+class Nesting:
+    """Refuses a wait inside a job if every worker has a job that waits like this."""
+
+    __slots__ = ("_dispatch", "_waits", "outside")
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+        self._waits: dict[Task, tuple[Job | Source, Worker, str]] = {}
+        self.outside: trio.Nursery | None = None
+        """A nursery known to be part of no job of this pool."""
+
+    def check(self, task: Task, entry: Job | Source | None, wait: str) -> None:
+        """Refuse a wait that nobody could end: with no ``entry``, any inside a job.
+
+        Raises:
+          WouldDeadlock: it is inside a job of this pool, and nobody could.
+        """
+        nursery = task.parent_nursery
+        if nursery is not None and nursery is self.outside:
+            return
+        dispatch = self._dispatch
+        worker = worker_around(task, dispatch)
+        if worker is None:
+            self.outside = nursery
+            return
+        name = dispatch.config.name
+        if entry is None:
+            raise WouldDeadlock(name, wait)
+        self._waits[task] = (entry, worker, wait)
+        own = worker.job
+        waits_for_itself = isinstance(entry, Job) and (
+            entry is own
+            or (entry.key is not None and own is not None and entry.key == own.key)
+        )
+        if waits_for_itself or self._is_stuck():
+            del self._waits[task]
+            raise WouldDeadlock(name, wait)
+
+    def _is_stuck(self) -> bool:
+        """Say whether every worker has a job that waits for another worker."""
+        waits, workers = self._waits, self._dispatch.workers
+        for task, (entry, _, _) in tuple(waits.items()):
+            if not entry.is_stuck(task):
+                del waits[task]
+        if not waits or len(workers) < self._dispatch.wanted:
+            return False
+        blocked = {worker for _, worker, _ in waits.values()}
+        return all(
+            worker in blocked
+            or worker.retiring
+            or (worker.lease is not None and worker.lease.inside in blocked)
+            for worker in workers.values()
+        )
+
+    def end_deadlock(self) -> None:
+        """End the newest waits that nobody could end any more, as a worker left."""
+        dispatch = self._dispatch
+        while self._waits and self._is_stuck():
+            _, (entry, _, wait) = self._waits.popitem()
+            if isinstance(entry, Job) and (entry.caller or entry.is_process):
+                entry.error = WouldDeadlock(dispatch.config.name, wait)
+                if entry.state is None:
+                    dispatch.turn_away(entry)
+                else:
+                    dispatch.end(entry, JobState.CANCELLED)
