@@ -1165,8 +1165,7 @@ class LineBesideAList(RuleBasedStateMachine):
     @precondition(lambda self: not (self.sources_in_line() or self.was_put_back))
     @rule()
     def shift(self):
-        order = sorted(self.jobs(), key=lambda job: (-job.priority, self.arrivals[job]))
-        first = order[0] if order else None
+        first = min(self.jobs(), key=self.order, default=None)
         assert self.line.shift() is first
         if first is not None:
             self.entries.remove(first)

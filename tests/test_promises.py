@@ -1104,7 +1104,7 @@ class World(Hooks):
                 )
             case Broken():
                 true = error.args == (ticket.number,) and kind == "break"
-            case ExceptionGroup():
+            case BaseExceptionGroup():
                 # Cancelled, a map within it says what failed all the same.
                 true = started and kind == "nested map"
             case JobTimeout():

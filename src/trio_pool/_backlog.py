@@ -250,10 +250,11 @@ class Line:
         self.count -= 1
         return job
 
-    def _rank(self, job: Job) -> tuple[float, float, int]:
-        if self._aging == math.inf:
-            return (-job.priority, *_age(job))
-        return (job.queued_at - job.priority * self._aging, *_age(job))
+    def _rank(self, job: Job) -> tuple[float, ...]:
+        aged = 0.0
+        if self._aging != math.inf:
+            aged = job.queued_at - job.priority * self._aging
+        return (aged, -job.priority, *_age(job))
 
     def _trimmed(self, level: deque[_Entry]) -> deque[_Entry]:
         """Take those that have left off the front, lest they are passed again."""
