@@ -48,6 +48,9 @@ _Entry: TypeAlias = "Job | Source"
 # Entries that have left may stay in the queues until this many have gathered.
 _SLACK = 64
 
+# Priorities beyond this age alike, as no float tells what they make up for.
+_FAR = 10**9
+
 
 def _age(entry: _Entry) -> tuple[float, int]:
     return entry.queued_at, entry.id if isinstance(entry, Job) else 0
@@ -169,7 +172,7 @@ class Line:
     def pop(self, now: float = 0.0) -> _Entry | None:
         """Take the first job that may run, or name the first hungry source."""
         if not self.count and not self.sources:
-            if self._gone:
+            if self._gone or len(self._priorities) > 1:
                 self._sweep()
             return None
         if self._aging != math.inf:
@@ -224,7 +227,7 @@ class Line:
                 priority = self._priorities[at]
                 level = self._levels[priority]
                 if level:
-                    since = level[0].queued_at - priority * self._aging
+                    since = level[0].queued_at - self._lead(priority)
                     if since < best_since:
                         best, best_since = level, since
                 elif priority:
@@ -234,6 +237,10 @@ class Line:
             entry = self._pop_from(best, now)
             if entry is not None:
                 return entry
+
+    def _lead(self, priority: int) -> float:
+        """Return how many seconds of waiting a priority makes up for."""
+        return max(-_FAR, min(priority, _FAR)) * self._aging
 
     def shift(self) -> Job | None:
         """Take the first job in line, be it held or not; no source may be here."""
@@ -253,7 +260,7 @@ class Line:
     def _rank(self, job: Job) -> tuple[float, ...]:
         aged = 0.0
         if self._aging != math.inf:
-            aged = job.queued_at - job.priority * self._aging
+            aged = job.queued_at - self._lead(job.priority)
         return (aged, -job.priority, *_age(job))
 
     def _trimmed(self, level: deque[_Entry]) -> deque[_Entry]:
@@ -314,6 +321,8 @@ class Line:
             self._levels[priority] = deque(
                 entry for entry in level if entry.waiting or entry in held
             )
+        self._levels = {p: level for p, level in self._levels.items() if level or not p}
+        self._priorities = sorted(self._levels)
         self.top = self._levels[self._priorities[-1]]
         self.plain = self._levels[0]
         self._gone = 0

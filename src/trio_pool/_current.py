@@ -29,9 +29,14 @@ def worker_around(task: Task, dispatch: object = None) -> Any:
     """
     workers = crew()
     at: Task | None = task
+    nursery: trio.Nursery | None = None
     while at is not None:
         worker = workers.get(at)
-        if worker is not None and (dispatch is None or worker.dispatch is dispatch):
+        if (
+            worker is not None
+            and (dispatch is None or worker.dispatch is dispatch)
+            and nursery not in worker.own_nurseries
+        ):
             return worker
         nursery = at.parent_nursery
         at = None if nursery is None else nursery.parent_task
@@ -71,6 +76,7 @@ class CurrentJob:
         waits for the job a `JobCancelled`. It is not tried again.
         """
         job = self._job
+        job.dispatch.check_thread()
         worker = job.worker
         if (
             worker is None

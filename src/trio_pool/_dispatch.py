@@ -213,7 +213,7 @@ class Dispatch:
         else:
             line = self.line
             if line.count >= self.max_backlog:
-                return self._overflow(job, wait)
+                return self._overflow(job, wait) and job.error is None
             self.accepted += 1
             self.change += 1
             job.state = _QUEUED
@@ -243,20 +243,20 @@ class Dispatch:
             raise ValueError(
                 refuse("delay", terms.delay, "0, as max_backlog=0 lets no job wait")
             )
-        if self.breaker is not None:
-            terms.permit = self.breaker.admit(self.clock())
-            if terms.permit is None:
-                raise self._circuit_open()
-        if terms.uid is not None:
-            self.live[terms.uid] = job
         if terms.key is not None:
             self._keys.enter(terms.key, job)
-        if terms.delay or terms.ttl < math.inf:
-            terms.born = self.clock()
-        if terms.ttl < math.inf:
-            when = terms.born + terms.ttl
-            terms.expiry = self.timer.at(when, lambda: self._expire(job))
         try:
+            if self.breaker is not None:
+                terms.permit = self.breaker.admit(self.clock())
+                if terms.permit is None:
+                    raise self._circuit_open()
+            if terms.uid is not None:
+                self.live[terms.uid] = job
+            if terms.delay or terms.ttl < math.inf:
+                terms.born = self.clock()
+            if terms.ttl < math.inf:
+                when = terms.born + terms.ttl
+                terms.expiry = self.timer.at(when, lambda: self._expire(job))
             waits = self._place(job, wait)
         except BaseException:
             self._conclude(job)
@@ -386,6 +386,10 @@ class Dispatch:
         terms = job.terms
         if terms is not None and terms.delay:
             job.state = _DELAYED
+            if self.breaker is not None and terms.permit is not None:
+                # A place among few must not be kept for so long.
+                self.breaker.give_back(terms.permit)
+                terms.permit = None
             self.line.put_off(job)
             terms.alarm = self.timer.at(
                 terms.born + terms.delay, lambda: self._make_ready(job)
@@ -521,6 +525,10 @@ class Dispatch:
                     # What it came for is another's now.
                     self.rouse(1)
                 return None
+            if worker.job is not job:
+                # A hook that heard of it has had it withdrawn: look again.
+                self.starts.give_back()
+                return job
             if self._may_go_on(job):
                 job.error = job.traceback = None
                 self.starts.lend(job)
@@ -714,7 +722,7 @@ class Dispatch:
         else:
             # A process has a caller that hears the error; a submit may not.
             if state in UNHEARD and job.caller is None and not job.readers:
-                self.unheard[job] = None
+                self.keep_unheard(job)
             job.wake()
         if self.room.count and not self.stopping:
             self._admit_callers()
@@ -761,7 +769,7 @@ class Dispatch:
             if alarm is not None:
                 self.timer.take_back(alarm)
         terms.alarm = terms.expiry = None
-        if terms.uid is not None:
+        if terms.uid is not None and self.live.get(terms.uid) is job:
             del self.live[terms.uid]
         if terms.drain is not None and job.state is _DONE:
             try:
@@ -783,22 +791,24 @@ class Dispatch:
         self.change += 1
         self.rouse(1)
 
+    def _may_try_again(self, job: Job) -> bool:
+        """Say whether a job that failed is still wanted, and can run again."""
+        return not (
+            self.stopping
+            or self._is_desolate()
+            or job.cancel_asked
+            or job.raise_cancel is not None
+            or (job.batch is not None and job.batch.stopped)
+        )
+
     def _is_desolate(self) -> bool:
         """Say whether no worker will ever come for what waits."""
         return self.closed and not self.wanted and self.config.scale is None
 
     def _try_again(self, job: Job, state: JobState, retry: Retry) -> bool:
         """Put a job that failed off until its next attempt, if it gets one."""
-        batch = job.batch
         error = job.error
-        if (
-            not isinstance(error, Exception)
-            or self.stopping
-            or self._is_desolate()
-            or job.cancel_asked
-            or job.raise_cancel is not None
-            or (batch is not None and batch.stopped)
-        ):
+        if not isinstance(error, Exception) or not self._may_try_again(job):
             return False
         terms = job.terms
         if terms is None:
@@ -815,7 +825,8 @@ class Dispatch:
         except Exception:
             log.exception("the retry policy of job %r raised", job.name())
             delay = None
-        if delay is None:
+        # Asked again, as the policy is the user's code.
+        if delay is None or not self._may_try_again(job):
             if job.attempts > 1:
                 note_attempts(error, job.attempts)
             return False
@@ -826,8 +837,8 @@ class Dispatch:
         job.queued_at = self.stamp()
         job.overdue = False
         job.state = _DELAYED
-        if batch is not None:
-            batch.put_off(job)
+        if job.batch is not None:
+            job.batch.put_off(job)
         self.line.put_off(job)
         terms.alarm = self.timer.at(self.clock() + delay, lambda: self._make_ready(job))
         if self.watched:
@@ -838,7 +849,7 @@ class Dispatch:
         """Queue a job whose time has come."""
         terms = cast("Terms", job.terms)
         terms.alarm = None
-        if job.attempts and self.breaker is not None:
+        if self.breaker is not None:
             terms.permit = self.breaker.admit(self.clock())
             if terms.permit is None:
                 self._refuse_start(job)
@@ -1066,6 +1077,11 @@ class Dispatch:
         """Note that an event stream was opened or closed."""
         self.watched = self.hooks.any_job_hook
         self.change += 1
+
+    def keep_unheard(self, job: Job) -> None:
+        """Keep a failure that nobody has heard of for the end of the block."""
+        if self.config.unobserved != "ignore":
+            self.unheard[job] = None
 
     def heard(self, job: Job) -> None:
         """Note that somebody has read a reply."""

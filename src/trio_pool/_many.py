@@ -182,7 +182,7 @@ async def _run(batch: Batch, items: Any) -> None:
     _open(batch, items)
     try:
         dispatch.nesting.check(current_task(), batch, "a wait for all of a batch")
-        if isinstance(items, AsyncIterable):
+        if not isinstance(items, Iterable):
             await batch.feed(items)
         await batch.wait()
     except BaseException:
@@ -293,7 +293,7 @@ class _Window:
         """Hand the failures that were not read to the pool, and forget the rest."""
         for job in self._ready.values():
             if job.state in UNHEARD:
-                self.batch.dispatch.unheard[job] = None
+                self.batch.dispatch.keep_unheard(job)
         self._ready.clear()
         self._order.clear()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+import outcome
+from trio.lowlevel import reschedule
+
 from ._current import worker_around
 from ._errors import WouldDeadlock
 from ._events import JobState
@@ -63,7 +66,12 @@ class Nesting:
         for task, (entry, _, _) in tuple(waits.items()):
             if not entry.is_stuck(task):
                 del waits[task]
-        if not waits or len(workers) < self._dispatch.wanted:
+        dispatch = self._dispatch
+        if not waits or len(workers) < dispatch.wanted:
+            return False
+        scale = dispatch.config.scale
+        if scale is not None and dispatch.wanted < scale.max and not dispatch.paused:
+            # There may be more workers soon.
             return False
         blocked = {worker for _, worker, _ in waits.values()}
         return all(
@@ -77,10 +85,17 @@ class Nesting:
         """End the newest waits that nobody could end any more, as a worker left."""
         dispatch = self._dispatch
         while self._waits and self._is_stuck():
-            _, (entry, _, wait) = self._waits.popitem()
-            if isinstance(entry, Job) and (entry.caller or entry.is_process):
-                entry.error = WouldDeadlock(dispatch.config.name, wait)
-                if entry.state is None:
-                    dispatch.turn_away(entry)
-                else:
-                    dispatch.end(entry, JobState.CANCELLED)
+            task, (entry, _, wait) = self._waits.popitem()
+            error = WouldDeadlock(dispatch.config.name, wait)
+            if not isinstance(entry, Job):
+                entry.stop(error)
+            elif entry.state is None:
+                entry.error = error
+                dispatch.turn_away(entry)
+            elif entry.caller or entry.is_process:
+                entry.error = error
+                dispatch.end(entry, JobState.CANCELLED)
+            elif entry.readers:
+                # It waits for a reply; the job itself may still run one day.
+                del entry.readers[task]
+                reschedule(task, outcome.Error(error))

@@ -521,8 +521,7 @@ class Pool(_Handle, Generic[In, Out]):
         retry: Retry | None,
     ) -> None:
         job.timeout, job.priority, retry = self._batch_options(timeout, priority, retry)
-        if key is not None:
-            hash(key)
+        _check_key(key)
         if self._by_terms or key is not None or retry is not None:
             job.terms = Terms(key, retry or self._supervisor.config.retry)
 
@@ -894,6 +893,13 @@ def _check_items(items: object) -> None:
 def _check_task(task: object) -> None:
     if not isinstance(task, Task):
         raise TypeError(refuse("tasks", task, "Task objects"))
+
+
+def _check_key(key: object) -> None:
+    try:
+        hash(key)
+    except TypeError:
+        raise TypeError(refuse("key", key, "a hashable object")) from None
 
 
 def _check_drain(drain: object) -> None:

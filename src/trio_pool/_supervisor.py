@@ -148,10 +148,12 @@ class Supervisor:
             dispatch.wake_up(worker)
             worker.nudge()
 
-    def worker_leaves(self, worker: Worker) -> None:
+    def worker_leaves(self, worker: Worker, error: BaseException | None) -> None:
         """A worker takes no more jobs and begins its cleanup, however long."""
         dispatch = self.dispatch
         dispatch.wake_up(worker)
+        if worker.lease is not None:
+            worker.lease.lose(error)
         worker.state = WorkerState.STOPPING
         for alarm in worker.alarms:
             dispatch.timer.take_back(alarm)
@@ -298,6 +300,7 @@ class Supervisor:
         if size != dispatch.wanted:
             self._spares_busy = size < dispatch.wanted
             self._want(size)
+        dispatch.nesting.end_deadlock()
         assert self.config.scale is not None
         self._plan_scaling(self.config.scale.interval)
 
@@ -424,9 +427,13 @@ class Supervisor:
         surplus = len(staying) - target
         if surplus > 0:
             for worker in self._dispensable(staying)[:surplus]:
-                if self._spares_busy and worker.state is WorkerState.BUSY:
+                if (
+                    self._spares_busy
+                    and worker.state is WorkerState.BUSY
+                    and not self._retired()
+                ):
                     # It was idle when the scaler looked.
-                    self.dispatch.wanted += 1
+                    self._set_wanted(self.dispatch.wanted + 1)
                 else:
                     self._retire(worker)
         self._spares_busy = False
@@ -486,13 +493,19 @@ class Supervisor:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _want(self, size: int) -> None:
+        self._set_wanted(size)
+        if self.dispatch.listeners:
+            # More may wait than before, and those that could not wait know not.
+            self.dispatch.hear_end()
+        self._tell.send_nowait(None)
+
+    def _set_wanted(self, size: int) -> None:
         dispatch = self.dispatch
         old, dispatch.wanted = dispatch.wanted, size
         if old != size and dispatch.hooks.listening("on_resize"):
             name, now = self.config.name, dispatch.clock()
             event = PoolResized("resize", name, now, old, size)
             dispatch.hooks.call("on_resize", event)
-        self._tell.send_nowait(None)
 
     def _is_staffed(self) -> bool:
         return len(self.dispatch.workers) == self._started == self.dispatch.wanted

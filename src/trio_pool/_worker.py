@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import deque
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
@@ -97,6 +98,7 @@ class Worker:
     """
 
     __slots__ = (
+        "_alarm",
         "_base",
         "_crash",
         "_fetch",
@@ -120,6 +122,7 @@ class Worker:
         "last_error",
         "lease",
         "leaving",
+        "own_nurseries",
         "post",
         "quick",
         "quick_time",
@@ -159,9 +162,12 @@ class Worker:
         """What is to happen to it: a restart, or recycling."""
         self.deadline = inf
         self._watch = inf
+        self._alarm: Alarm | None = None
         self.heed = False
         """Something must be looked at after the job: cancelled, crashed, retired."""
         self.asleep = False
+        self.own_nurseries: frozenset[trio.Nursery] = frozenset()
+        """Those of its own context: what runs there is part of no job."""
         self.is_getting_ready = False
         self._onion: Callable[[CurrentJob], Awaitable[Any]] | None = None
         self._crash: BaseException | None = None
@@ -195,6 +201,7 @@ class Worker:
     def cancel_job(self, reason: str) -> None:
         """Cancel the handler that is running."""
         self.heed = True
+        self.dispatch.change += 1
         if self._scope is not None:
             self._scope.cancel(reason=reason)
 
@@ -248,7 +255,7 @@ class Worker:
                     finally:
                         # A worker that never got ready has nothing to leave.
                         if self.state is not WorkerState.STARTING:
-                            supervisor.worker_leaves(self)
+                            supervisor.worker_leaves(self, sys.exc_info()[1])
                         # The worker's own cleanup sees the worker's context.
                         self.task.context = self._base
                         await cancel_shielded_checkpoint()
@@ -296,6 +303,7 @@ class Worker:
         task.context = self._base.copy()
         await cancel_shielded_checkpoint()
         # In this same step it gets ready for mail, or takes its first job.
+        self.own_nurseries = frozenset(task.child_nurseries)
         self.supervisor.worker_ready(self)
         while not self.leaving or self.lease is not None:
             scope = self._scope = trio.CancelScope()
@@ -314,13 +322,17 @@ class Worker:
                     if job is None:
                         if (
                             ready is not None
-                            and self.lease is None
+                            and not (self.lease and self.lease.holds(self))
                             and not dispatch.is_spent(self)
                         ):
                             await self._get_ready(ready)
                             if self.heed:
                                 break
                         job = next_job(self, now)
+                        if self.job is not job:
+                            # A hook that heard of it has had it withdrawn.
+                            dispatch.wake_up(self)
+                            continue
                         if job is None:
                             if self.leaving and self.lease is None:
                                 return
@@ -565,18 +577,23 @@ class Worker:
         self.deadline = deadline
         if deadline < self._watch:
             # One alarm a worker is enough: ringing, it looks at the job there is.
-            self._watch = deadline
-            self.dispatch.timer.at(deadline, self._look_at_job)
+            if self._alarm is not None:
+                self.dispatch.timer.take_back(self._alarm)
+            self._set_alarm(deadline)
         return deadline
+
+    def _set_alarm(self, when: float) -> None:
+        self._watch = when
+        self._alarm = self.dispatch.timer.at(when, self._look_at_job)
 
     def _look_at_job(self) -> None:
         now = self.dispatch.clock()
         self._watch = inf
+        self._alarm = None
         if self.job is None or self.deadline == inf:
             return
         if self.deadline > now:
-            self._watch = self.deadline
-            self.dispatch.timer.at(self.deadline, self._look_at_job)
+            self._set_alarm(self.deadline)
         else:
             self.deadline = inf
             self.job.overdue = True
