@@ -1294,3 +1294,17 @@ async def test_a_job_that_has_leased_the_last_free_worker_must_not_wait_for_anot
         with trio.fail_after(60.0), pytest.raises(WouldDeadlock):
             await pool.process(lease_and_wait)
         assert await pool.process("next") == "next"
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+async def test_a_chain_of_waits_as_long_as_the_pool_is_refused(size, autojump_clock):
+    """Each job waits for the next, and the last finds no worker."""
+
+    async def factorial(n):
+        return n * await pool.process(n - 1) if n else 1
+
+    async with open_pool(size, factorial) as pool:
+        with trio.fail_after(60.0):
+            assert await pool.process(size - 1) == math.factorial(size - 1)
+            with pytest.raises(WouldDeadlock):
+                await pool.process(size)

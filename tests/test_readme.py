@@ -28,6 +28,33 @@ def blocks(*languages: str) -> list[tuple[int, str]]:
     ]
 
 
+def slug(heading: str) -> str:
+    """Return the anchor of a heading, by the rule that is used on GitHub."""
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return kept.replace(" ", "-")
+
+
+def sections() -> dict[str, str]:
+    """Return the text under every heading, up to the next one, by its anchor."""
+    # A comment in a program is no heading.
+    bare = re.sub(
+        r"^```.*?^```$",
+        lambda block: re.sub(r"[^\n]", "`", block[0]),
+        README,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    found = list(re.finditer(r"^#+ (.+)$", bare, re.MULTILINE))
+    ends = [match.start() for match in found[1:]] + [len(README)]
+    texts = {
+        slug(match[1]): README[match.start() : end]
+        for match, end in zip(found, ends, strict=True)
+    }
+    assert len(texts) == len(found), "two headings of one anchor"
+    return texts
+
+
+SECTIONS = sections()
+ANCESTORS = SECTIONS["where-the-features-of-its-ancestors-went"]
 PROGRAMS = blocks("python")
 COMMANDS = [line for _, text in blocks("console", "sh") for line in text.splitlines()]
 
@@ -67,9 +94,15 @@ def test_each_program_prints_what_it_says(
 def test_the_readme_has_a_program_for_every_way_to_use_a_pool() -> None:
     """A name that is used nowhere would be missed here."""
     text = "".join(program for _, program in PROGRAMS)
-    for name in vars(trio_pool.Pool):
-        if not name.startswith("_"):
-            assert f"pool.{name}(" in text, name
+    for kind in (trio_pool.Pool, trio_pool.TaskPool):
+        for name in dir(kind):
+            if not name.startswith("_") and callable(getattr(kind, name)):
+                assert f"pool.{name}(" in text, name
+
+
+def test_every_option_of_a_pool_is_named() -> None:
+    for option in trio_pool.PoolOptions.__annotations__:
+        assert re.search(rf"\b{option}\b", README, re.IGNORECASE), option
 
 
 def test_the_programs_import_only_public_names() -> None:
@@ -112,3 +145,26 @@ def test_the_options_and_errors_it_names_exist() -> None:
     for word in words:
         if word.isupper():
             assert hasattr(config, word.lower()), word
+
+
+def test_every_link_within_it_leads_to_a_heading() -> None:
+    for anchor in re.findall(r"\]\(#([^)]*)\)", README):
+        assert anchor in SECTIONS, anchor
+
+
+def test_the_ancestors_are_named() -> None:
+    for name in ("go-async", "go-pool", "go-asynctasklib", "goman", "loomy"):
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", ANCESTORS), name
+
+
+def test_every_feature_of_an_ancestor_leads_to_a_program_or_is_not_there_yet() -> None:
+    """The programs are those that a test above runs."""
+    table = re.findall(r"^\|(.*)\|(.*)\|(.*)\|$", ANCESTORS, re.MULTILINE)
+    rows = [row for row in table[2:] if not row[0].strip().startswith("**")]
+    # All of what the ancestors had, though neighbours may share a row.
+    assert len(rows) >= 50
+    for theirs, here, see in rows:
+        anchors = re.findall(r"\]\(#([^)]*)\)", see)
+        assert anchors or "not there yet" in here, theirs
+        for anchor in anchors:
+            assert "```python\n" in SECTIONS[anchor], (theirs, anchor)

@@ -74,7 +74,6 @@ class Batch:
     __slots__ = (
         "_feeder",
         "_feeding",
-        "_owner",
         "_queue",
         "_raise_cancel",
         "_sink",
@@ -90,6 +89,7 @@ class Batch:
         "iterator",
         "keeps",
         "live",
+        "owner",
         "pool_error",
         "priority",
         "put_offs",
@@ -157,7 +157,7 @@ class Batch:
         self._queue: deque[Any] = deque()
         self._feeder: Task | None = None
         self._feeding: trio.CancelScope | None = None
-        self._owner: Task | None = None
+        self.owner: Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
 
     # What workers and the supervisor do: synchronous, in their own step.
@@ -288,8 +288,8 @@ class Batch:
 
     def _end(self) -> None:
         self._sink.ended()
-        if self._owner is not None:
-            owner, self._owner = self._owner, None
+        if self.owner is not None:
+            owner, self.owner = self.owner, None
             reschedule(owner, WAKE)
 
     def stop(self, pool_error: Exception | None = None) -> None:
@@ -374,18 +374,18 @@ class Batch:
         if self.exhausted and not self.live:
             await checkpoint()
             return
-        self._owner = current_task()
+        self.owner = current_task()
         await wait_task_rescheduled(self._abort)
         raise_cancel, self._raise_cancel = self._raise_cancel, None
         if raise_cancel is not None and (self.cut or self.ended_early):
             raise_cancel()
 
     def _abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
-        owner, self._owner = self._owner, None
+        owner, self.owner = self.owner, None
         self.stop()
         if not self.live:
             return Abort.SUCCEEDED
-        self._owner = owner
+        self.owner = owner
         self._raise_cancel = raise_cancel
         return Abort.FAILED
 

@@ -140,6 +140,15 @@ class Job:
         """Whether the present attempt has really started."""
         return self.attempts > self.before
 
+    def waiters(self) -> list[Task]:
+        """List the tasks that wait for the end of this job."""
+        tasks = list(self.readers or ())
+        if self.caller is not None:
+            tasks.append(self.caller)
+        if self.batch is not None and self.batch.owner is not None:
+            tasks.append(self.batch.owner)
+        return tasks
+
     def is_stuck(self, task: Task) -> bool:
         """Say whether a task waits for it, and it waits for a worker."""
         is_awaited = self.caller is task or task in (self.readers or ())

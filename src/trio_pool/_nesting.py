@@ -74,6 +74,15 @@ class Nesting:
             # There may be more workers soon.
             return False
         blocked = {worker for _, worker, _ in waits.values()}
+        # Who waits for a job that waits is blocked as well.
+        reached = list(blocked)
+        while reached:
+            job = reached.pop().job
+            for task in () if job is None else job.waiters():
+                worker = worker_around(task, dispatch)
+                if worker is not None and worker not in blocked:
+                    blocked.add(worker)
+                    reached.append(worker)
         return all(
             worker in blocked
             or worker.retiring
