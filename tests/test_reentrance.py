@@ -1,0 +1,525 @@
+"""User code that calls back into the pool at bad moments: hooks, policies, inputs."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import weakref
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_pool import (
+    Autoscale,
+    CircuitBreaker,
+    Hooks,
+    JobCancelled,
+    JobDropped,
+    JobState,
+    JobTimeout,
+    Retry,
+    WorkerCrashed,
+    WouldDeadlock,
+    WrongThread,
+    current_job,
+    open_pool,
+)
+from trio_pool._backlog import Line
+from trio_pool._job import Job
+
+
+class OnQueue(Hooks):
+    """Calls back with each event of a job that was taken in."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def on_job_queue(self, event):
+        self.call(event)
+
+
+def ended(pool):
+    """Count the jobs that ended, having asked whether the books balance."""
+    count = pool.statistics()
+    ends = {
+        "done": count.done,
+        "failed": count.failed,
+        "timed_out": count.timed_out,
+        "cancelled": count.cancelled,
+        "expired": count.expired,
+        "dropped": count.dropped,
+        "lost": count.lost,
+    }
+    live = count.delayed + count.queued + count.running
+    assert count.accepted == live + sum(ends.values())
+    return {name: number for name, number in ends.items() if number}
+
+
+# Hooks --------------------------------------------------------------------
+
+
+async def test_a_hook_that_cancels_a_map_keeps_its_item_from_starting(autojump_clock):
+    started = []
+
+    def cancel(event):
+        if event.state is JobState.RUNNING:
+            scope.cancel()
+
+    async def handler(item):
+        started.append(item)
+        return item
+
+    hooks = OnQueue(cancel)
+    async with open_pool(1, handler, hooks=[hooks]) as pool:
+        with trio.fail_after(20), trio.CancelScope() as scope:
+            await pool.map([1, 2, 3])
+        assert scope.cancelled_caught
+        await wait_all_tasks_blocked()
+        assert started == []
+        assert ended(pool) == {"cancelled": 1}
+        hooks.call = id
+        with trio.fail_after(20):
+            assert await pool.process("next") == "next"
+            await pool.shutdown(1)
+    assert ended(pool) == {"cancelled": 1, "done": 1}
+
+
+@pytest.mark.parametrize(
+    ("max_backlog", "heard"),
+    [
+        pytest.param(0, 2, id="as the job itself gets in"),
+        pytest.param(1, 3, id="as another job gets the room it leaves"),
+    ],
+)
+async def test_a_job_whose_caller_a_hook_cancels_while_it_is_taken_never_starts(
+    max_backlog, heard, autojump_clock
+):
+    started, scopes = [], {}
+
+    def cancel(event):
+        if event.job_id == heard:
+            scopes[2].cancel()
+
+    async def handler(number):
+        started.append(number)
+        await trio.sleep(1)
+        return number
+
+    async def call(number):
+        with trio.CancelScope() as scopes[number]:
+            assert await pool.process(number) == number
+
+    async with open_pool(
+        1, handler, max_backlog=max_backlog, hooks=[OnQueue(cancel)], grace=3
+    ) as pool:
+        numbers = range(1, heard + 1)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for number in numbers:
+                    nursery.start_soon(call, number)
+                    await wait_all_tasks_blocked()
+                await trio.sleep(1.5)
+                ended(pool)
+                assert await pool.process("next") == "next"
+        caught = [number for number in numbers if scopes[number].cancelled_caught]
+        assert caught == [2]
+        assert started == [number for number in numbers if number != 2] + ["next"]
+        assert ended(pool) == {"cancelled": 1, "done": heard}
+
+
+async def test_a_hook_that_stops_the_pool_as_a_job_is_dropped_for_another_ends_all(
+    autojump_clock,
+):
+    ends = {}
+
+    def stop(event):
+        if event.job_id == 3:
+            pool.cancel()
+
+    async def call(number):
+        with pytest.raises((JobCancelled, JobDropped)) as caught:
+            await pool.process(number)
+        ends[number] = caught.type
+
+    with trio.fail_after(20):
+        async with open_pool(
+            1,
+            trio.sleep,
+            max_backlog=1,
+            overflow="drop_oldest",
+            hooks=[OnQueue(stop)],
+        ) as pool:
+            async with trio.open_nursery() as nursery:
+                for number in (5, 6, 7):
+                    nursery.start_soon(call, number)
+                    await wait_all_tasks_blocked()
+    assert ends == {5: JobCancelled, 6: JobDropped, 7: JobCancelled}
+    assert ended(pool) == {"cancelled": 2, "dropped": 1}
+
+
+# Policies -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whom", ["pool", "caller"])
+async def test_a_job_is_not_retried_once_its_retry_predicate_cancelled_the(
+    whom, autojump_clock
+):
+    attempts = []
+
+    def cancel_and_retry(error):
+        (pool if whom == "pool" else scope).cancel()
+        return True
+
+    async def handler(job):
+        attempts.append(job)
+        raise ValueError(job)
+
+    retry = Retry(attempts=3, backoff=lambda attempt: 5.0, on=cancel_and_retry)
+    async with open_pool(1, handler, retry=retry) as pool:
+        began = trio.current_time()
+        with trio.fail_after(20), trio.CancelScope() as scope:
+            with pytest.raises(ValueError):
+                await pool.process("job")
+        assert trio.current_time() == began
+    assert attempts == ["job"]
+    assert ended(pool) == {"failed": 1}
+
+
+async def test_autoscaling_below_its_most_is_no_deadlock(autojump_clock):
+    async def handler(job):
+        return await pool.process("inner") if job == "outer" else job
+
+    scale = Autoscale(min=1, max=4, interval=1.0)
+    with trio.fail_after(20):
+        async with open_pool(1, handler, scale=scale) as pool:
+            assert await pool.process("outer") == "inner"
+
+
+async def test_priorities_too_large_for_a_float_keep_their_order_with_aging(
+    autojump_clock,
+):
+    order = []
+
+    async def handler(job):
+        order.append(job)
+        await trio.sleep(1)
+
+    with trio.fail_after(20):
+        async with open_pool(1, handler, aging=1.0) as pool:
+            pool.submit_nowait("first")
+            pool.submit_nowait("last", priority=-(10**400))
+            pool.submit_nowait("plain")
+            pool.submit_nowait("huge", priority=10**400)
+            await pool.join()
+    assert order == ["first", "huge", "plain", "last"]
+
+
+async def test_a_delayed_job_keeps_no_place_of_a_half_open_breaker(autojump_clock):
+    breaker = CircuitBreaker(failures=1, open_for=1.0)
+
+    async def handler(fails):
+        if fails:
+            raise ValueError
+        return "well"
+
+    async with open_pool(1, handler, breaker=breaker) as pool:
+        with pytest.raises(ValueError):
+            await pool.process(True)
+        await trio.sleep(1.5)
+        assert breaker.state == "half_open"
+        delayed = pool.submit_nowait(False, delay=3600)
+        assert await pool.process(False) == "well"
+        assert breaker.state == "closed"
+        assert await delayed.wait() == "well"
+
+
+# The running job ----------------------------------------------------------
+
+
+async def test_an_item_that_cancels_itself_and_is_done_leaves_the_next_alone(
+    autojump_clock,
+):
+    async def handler(item):
+        if item == 0:
+            assert current_job().cancel()
+        else:
+            await trio.sleep(0.25)
+        return item
+
+    async with open_pool(1, handler) as pool:
+        assert await pool.map([0, 1, 2]) == [0, 1, 2]
+        settled = await pool.settle([0, 1, 2])
+        assert [one.outcome.unwrap() for one in settled] == [0, 1, 2]
+        assert ended(pool) == {"done": 6}
+
+
+async def test_a_job_cannot_be_cancelled_from_a_thread(autojump_clock):
+    async def handler(job):
+        with pytest.raises(WrongThread):
+            await trio.to_thread.run_sync(current_job().cancel)
+        await trio.sleep(0.25)
+        return job
+
+    async with open_pool(1, handler) as pool:
+        assert await pool.process("unharmed") == "unharmed"
+
+
+async def test_a_background_task_of_a_worker_is_part_of_no_job(autojump_clock):
+    seen = []
+
+    async def handler(job):
+        await trio.sleep(1)
+        return job
+
+    async def beat():
+        # The worker is in the middle of its job by now.
+        await trio.sleep(0.5)
+        assert pool.statistics().running == 1
+        with pytest.raises(RuntimeError, match="inside a job"):
+            current_job()
+        seen.append(await pool.process("beat"))
+
+    @asynccontextmanager
+    async def worker():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat)
+            yield handler
+            nursery.cancel_scope.cancel()
+
+    with trio.fail_after(20):
+        async with open_pool(1, worker=worker) as pool:
+            assert await pool.process("job") == "job"
+            await pool.join()
+            await wait_all_tasks_blocked()
+            assert seen == ["beat"]
+
+
+# Waits inside, and leases -------------------------------------------------
+
+
+async def wait_for_reply(pool):
+    return await pool.submit_nowait("inner").wait()
+
+
+async def wait_for_map(pool):
+    (result,) = await pool.map(["inner"])
+    return result
+
+
+async def wait_for_settle(pool):
+    (settled,) = await pool.settle(["inner"])
+    return settled.outcome.unwrap()
+
+
+async def wait_for_stream(pool):
+    async with pool.stream(["inner"]) as results:
+        (result,) = [result async for result in results]
+    return result
+
+
+async def wait_for_lease(pool):
+    async with pool.lease() as worker:
+        return await worker.process("inner")
+
+
+async def wait_for_process(pool):
+    return await pool.process("inner")
+
+
+@pytest.mark.parametrize("order", [("outer", "long"), ("long", "outer")])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        wait_for_process,
+        wait_for_reply,
+        wait_for_map,
+        wait_for_settle,
+        wait_for_stream,
+        wait_for_lease,
+    ],
+)
+async def test_a_wait_inside_a_job_does_not_outlast_the_last_worker_that_could_end_it(
+    wait, order, autojump_clock
+):
+    async def handler(job):
+        if job == "outer":
+            # Which of the two depends on whose worker leaves; both are an end.
+            try:
+                return await wait(pool)
+            except WouldDeadlock:
+                return "would deadlock"
+        if job == "long":
+            await trio.sleep(3)
+        return job
+
+    def first(idle):
+        return min(idle, key=lambda worker: worker.id)
+
+    with trio.fail_after(20):
+        async with open_pool(2, handler, choose=first) as pool:
+            replies = {job: pool.submit_nowait(job) for job in order}
+            await trio.sleep(0.5)
+            await pool.resize(1)
+            assert await replies["outer"].wait() in ("inner", "would deadlock")
+            assert await replies["long"].wait() == "long"
+            assert await pool.process("next") == "next"
+            await pool.join()
+            ended(pool)
+
+
+async def test_the_lease_of_a_crashed_worker_is_over_before_its_cleanup(
+    autojump_clock,
+):
+    context = ContextVar("context", default="the worker's own")
+    seen = []
+
+    async def handler(job):
+        if job == "die":
+            raise SystemExit
+
+    @asynccontextmanager
+    async def worker():
+        try:
+            yield handler
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(10)
+            seen.append(context.get())
+
+    async with open_pool(1, worker=worker) as pool:
+        async with pool.lease() as leased:
+            with pytest.raises(WorkerCrashed) as caught:
+                await leased.process("die")
+            assert caught.value.started
+            context.set("the caller's")
+            began = trio.current_time()
+            with pytest.raises(WorkerCrashed) as caught:
+                await leased.process("again")
+            assert not caught.value.started
+            assert trio.current_time() == began
+            assert ended(pool) == {"lost": 1}
+        await trio.sleep(10)
+    assert seen[0] == "the worker's own"
+
+
+async def test_a_worker_gets_ready_after_a_lease_that_was_left_with_its_job_running(
+    autojump_clock,
+):
+    log = []
+
+    class Handler:
+        async def ready(self):
+            log.append("ready")
+
+        async def __call__(self, job):
+            log.append(job)
+            await trio.sleep(1)
+
+    async with open_pool(1, Handler()) as pool:
+        async with trio.open_nursery() as nursery:
+            async with pool.lease() as leased:
+                nursery.start_soon(leased.process, "leased")
+                await trio.sleep(0.5)
+            await pool.process("next")
+    after = log[log.index("leased") + 1 :]
+    assert after[:2] == ["ready", "next"]
+
+
+# Inputs -------------------------------------------------------------------
+
+
+class Contrary:
+    """A key that can be hashed, but not compared with another."""
+
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        raise RuntimeError("not comparable")
+
+
+async def test_a_key_that_cannot_be_compared_leaves_the_id_free(autojump_clock):
+    async def handler(job):
+        await trio.sleep(1)
+        return job
+
+    async with open_pool(1, handler) as pool:
+        first = pool.submit_nowait("first", key=Contrary(), id="a")
+        with pytest.raises(RuntimeError, match="not comparable"):
+            pool.submit_nowait("refused", key=Contrary(), id="b")
+        second = pool.submit_nowait("second", id="b")
+        assert await first.wait() == "first"
+        assert await second.wait() == "second"
+        assert ended(pool) == {"done": 2}
+
+
+# What is kept -------------------------------------------------------------
+
+
+def push_and_pop(line, job):
+    line.push(job)
+    assert line.pop() is job
+
+
+def push_and_discard(line, job):
+    line.push(job)
+    assert line.discard(job)
+
+
+@pytest.mark.parametrize("aging", [math.inf, 1.0])
+@pytest.mark.parametrize("pass_through", [push_and_pop, push_and_discard])
+def test_a_line_keeps_nothing_of_past_priorities(pass_through, aging):
+    line = Line(aging)
+    # Larger than the integers that Python keeps for itself.
+    priorities = [10**6 + number for number in range(100)]
+    unused = [sys.getrefcount(priority) for priority in priorities]
+    for number, priority in enumerate(priorities):
+        job = Job(None, number, None, None, math.inf)
+        job.priority = priority
+        pass_through(line, job)
+    del job, priority
+    assert line.pop() is None
+    assert line.top is line.plain
+    assert [sys.getrefcount(priority) for priority in priorities] == unused
+
+
+# It takes some hundred jobs to tell a leak from the slack that is allowed, and
+# every object of the process is looked at.
+async def test_timeouts_of_past_jobs_are_forgotten(autojump_clock):
+    def count_lists():
+        gc.collect()
+        return sum(type(thing) is list for thing in gc.get_objects())
+
+    async with open_pool(1, trio.sleep) as pool:
+        before = count_lists()
+        for _ in range(200):
+            await pool.process(0.0, timeout=1e6)
+            with pytest.raises(JobTimeout):
+                await pool.process(1.0, timeout=0.25)
+        # An alarm is a list.
+        assert count_lists() - before < 150
+
+
+async def test_unobserved_ignore_keeps_no_failed_job_alive(autojump_clock):
+    class Input:
+        """Something that shows whether it is still alive."""
+
+    async def handler(job):
+        raise ValueError(job)
+
+    async with open_pool(1, handler, unobserved="ignore") as pool:
+        inputs = weakref.WeakSet()
+        for _ in range(20):
+            job = Input()
+            inputs.add(job)
+            pool.submit_nowait(job)
+        del job
+        await pool.join()
+        gc.collect()
+        # The worker may know its last error.
+        assert len(inputs) <= 1
+        assert ended(pool) == {"failed": 20}
