@@ -449,6 +449,11 @@ class Dispatch:
             if self.room.count:
                 self._admit_callers()
             return job
+        if not (top or line.count or line.sources or self.room.count) and (
+            top is line.plain
+        ):
+            # Nothing waits, and nothing is left of what did.
+            return None
         return self._take(worker, now)
 
     def _take(self, worker: Worker, now: float) -> Job | None:
