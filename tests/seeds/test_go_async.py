@@ -47,7 +47,7 @@ def at_once(attempt: int) -> float:
     return 0.0
 
 
-# Running a task without a pool: row 10.
+# Running a task without a pool.
 
 
 async def test_a_worker_runs_once() -> None:
@@ -115,7 +115,7 @@ async def test_a_cancelled_task_is_not_tried_again(
     assert fn.calls == 1
 
 
-# Input and output: rows 1 and 2.
+# Input and output.
 
 
 async def test_input_reaches_the_task() -> None:
@@ -221,7 +221,7 @@ async def test_tasks_of_many_types_in_one_pool() -> None:
         assert await halves.wait() == 42.5
 
 
-# The drain: row 9.
+# The drain.
 
 
 def test_three_sends_three_results() -> None:
@@ -299,7 +299,7 @@ async def test_a_drain_is_read_while_it_is_filled(
     assert read == [(0.5, 0), (1.0, 1), (1.5, 2)]
 
 
-# Tasks and drains in a pool: row 3.
+# Tasks and drains in a pool.
 
 
 async def test_one_task_one_drain() -> None:

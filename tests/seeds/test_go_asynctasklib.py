@@ -110,7 +110,7 @@ def balanced(count: PoolStatistics) -> bool:
     return count.accepted == count.delayed + count.queued + count.running + ended
 
 
-# One job's life: rows 11 and 12.
+# One job's life.
 
 
 async def test_a_new_task_has_the_default_options_and_state() -> None:
@@ -278,7 +278,7 @@ async def test_a_crash_is_a_failure(error: BaseException) -> None:
         assert await pool.process(obey, "next") == "next"
 
 
-# Retries: row 16.
+# Retries.
 
 
 async def test_twice_failing_then_good_is_three_calls(
@@ -369,7 +369,7 @@ async def test_a_cancelled_retry_is_cancelled(
     assert (fn.calls, trio.current_time()) == (1, 1.5)
 
 
-# Awaiting, cancelling, and the job itself: rows 13 and 15.
+# Awaiting, cancelling, and the job itself.
 
 
 async def test_cancel_a_running_job_that_looks_at_it(
@@ -500,7 +500,7 @@ async def test_many_waiters_all_get_the_result(
     assert gauge.calls == 1
 
 
-# States: row 12.
+# States.
 
 
 async def test_the_table_of_states(autojump_clock: trio.testing.MockClock) -> None:
@@ -567,7 +567,7 @@ async def test_no_job_stays_running(autojump_clock: trio.testing.MockClock) -> N
         assert balanced(count)
 
 
-# Hooks: row 14.
+# Hooks.
 
 
 JOB_HOOKS = ["queue", "start", "complete", "error", "cancel", "retry", "drop"]
@@ -706,7 +706,7 @@ async def test_a_raising_hook_is_harmless(
     assert all("is broken" in str(r.exc_info) for r in caplog.records)
 
 
-# The pool: rows 17, 18 and 19.
+# The pool.
 
 
 @pytest.mark.parametrize("size", [5, 0, -5])
@@ -1004,7 +1004,7 @@ async def test_50_jobs_of_10_ms_on_5_workers(
     assert trio.current_time() == pytest.approx(0.1)
 
 
-# The limiter, shared with a pool: row 20.
+# The limiter, shared with a pool.
 
 
 async def test_limits_of_the_limiter(autojump_clock: trio.testing.MockClock) -> None:
@@ -1175,7 +1175,7 @@ async def test_every_end_of_a_job_gives_its_token_back(
             assert limiter.borrowed_tokens == 0
 
 
-# Retry strategies of the second version: row 22.
+# Retry strategies of the second version.
 
 
 def waits(backoff: Callable[[int], float], number: int) -> list[float]:
@@ -1318,7 +1318,7 @@ async def test_a_job_ends_with_its_callers_context_and_with_its_pools(
     assert trio.current_time() == 1.5
 
 
-# Autoscaling of the second version: row 21.
+# Autoscaling of the second version.
 
 
 class Sizes(Hooks):

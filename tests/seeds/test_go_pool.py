@@ -85,7 +85,7 @@ def balanced(count: PoolStatistics) -> bool:
     return count.accepted == count.delayed + count.queued + count.running + ended
 
 
-# The limit: row 5.
+# The limit.
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
@@ -128,7 +128,7 @@ async def test_the_limit_holds_while_tasks_are_tried_again(
     assert pool.statistics().done == 10
 
 
-# Waiting, and who hears of errors: row 6.
+# Waiting, and who hears of errors.
 
 
 async def test_three_tasks_at_limit_one_and_the_middle_one_fails() -> None:
@@ -200,7 +200,7 @@ async def test_an_old_error_is_not_heard_again_by_a_later_clean_batch() -> None:
     assert (pool.statistics().failed, pool.statistics().done) == (1, 3)
 
 
-# Retries, of the task and of the pool: row 4.
+# Retries, of the task and of the pool.
 
 
 async def test_three_good_and_one_failing_twice(
@@ -327,7 +327,7 @@ async def test_a_cancelled_retry_is_neither_success_nor_another_call(
     assert pool.statistics().cancelled == 2
 
 
-# Closing: row 7.
+# Closing.
 
 
 async def test_close_leaves_nothing(autojump_clock: trio.testing.MockClock) -> None:
@@ -405,7 +405,7 @@ async def test_a_closed_pool_takes_no_tasks() -> None:
     assert fn.calls == 0
 
 
-# Cancellation: row 8.
+# Cancellation.
 
 
 async def test_a_cancelled_caller_takes_its_running_task_along(
@@ -475,7 +475,7 @@ async def test_a_cancelled_go_leaves_no_part_of_its_batch_behind(
     assert (count.accepted, count.cancelled) == (2, 2)
 
 
-# Repetition: row 3.
+# Repetition.
 
 
 async def test_the_same_pool_batch_after_batch(
