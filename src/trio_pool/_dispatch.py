@@ -386,10 +386,8 @@ class Dispatch:
         terms = job.terms
         if terms is not None and terms.delay:
             job.state = _DELAYED
-            if self.breaker is not None and terms.permit is not None:
-                # A place among few must not be kept for so long.
-                self.breaker.give_back(terms.permit)
-                terms.permit = None
+            # A place among few must not be kept for so long.
+            self._give_back_permit(terms)
             self.line.put_off(job)
             terms.alarm = self.timer.at(
                 terms.born + terms.delay, lambda: self._make_ready(job)
@@ -755,21 +753,23 @@ class Dispatch:
         if terms.token is not None:
             self.starts.release(terms.token)
             terms.token = None
+        if terms.permit is not None and verdict is not _NO_VERDICT:
+            assert self.breaker is not None
+            self.breaker.settle(terms.permit, verdict, self.clock())
+            terms.permit = None
+        self._give_back_permit(terms)
+
+    def _give_back_permit(self, terms: Terms) -> None:
+        """Give the breaker back a place that nothing has come of."""
         if terms.permit is not None:
             assert self.breaker is not None
-            if verdict is _NO_VERDICT:
-                self.breaker.give_back(terms.permit)
-            else:
-                self.breaker.settle(terms.permit, verdict, self.clock())
+            self.breaker.give_back(terms.permit)
             terms.permit = None
 
     def _conclude(self, job: Job) -> None:
         """Let go of all that a job with terms has had a hold of."""
         terms = cast("Terms", job.terms)
-        if terms.permit is not None:
-            assert self.breaker is not None
-            self.breaker.give_back(terms.permit)
-            terms.permit = None
+        self._give_back_permit(terms)
         for alarm in (terms.alarm, terms.expiry):
             if alarm is not None:
                 self.timer.take_back(alarm)
@@ -890,10 +890,8 @@ class Dispatch:
         """Cancel a job that is not running; false if it is."""
         if job.state is None:
             # Its caller waits for room: the job was never accepted.
-            self.room.discard(job)
             job.caller = None
-            if job.terms is not None:
-                self._conclude(job)
+            self.turn_away(job)
             return True
         if job.state is _RUNNING and job.begun:
             return False
@@ -985,8 +983,7 @@ class Dispatch:
         """End all that waits, as none of it will run any more."""
         for job in self.line.jobs():
             self.end_stopped(job)
-        for source in tuple(self.sources):
-            source.stop(self.refusal())
+        self.stop_sources()
         self.line.clear()
 
     def stop_sources(self) -> None:

@@ -155,9 +155,7 @@ class Supervisor:
         if worker.lease is not None:
             worker.lease.lose(error)
         worker.state = WorkerState.STOPPING
-        for alarm in worker.alarms:
-            dispatch.timer.take_back(alarm)
-        worker.alarms.clear()
+        self._forget_alarms(worker)
         job = worker.job
         if job is not None and not job.begun and not dispatch.stopping:
             dispatch.settle_leftover(job, None)
@@ -370,9 +368,13 @@ class Supervisor:
             self._fire(worker)
             self._staff()
 
-    def _fire(self, worker: Worker) -> None:
+    def _forget_alarms(self, worker: Worker) -> None:
         for alarm in worker.alarms:
             self.dispatch.timer.take_back(alarm)
+        worker.alarms.clear()
+
+    def _fire(self, worker: Worker) -> None:
+        self._forget_alarms(worker)
         self.dispatch.quick += worker.quick
         self.dispatch.quick_time += worker.quick_time
         del self.dispatch.workers[worker.id]
