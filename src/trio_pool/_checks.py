@@ -48,6 +48,14 @@ def check_seconds(
         raise ValueError(refuse(option, value, f"{expected}, and finite"))
 
 
+def check_key(option: str, value: object) -> None:
+    """Accept what can be a key."""
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(refuse(option, value, "a hashable object")) from None
+
+
 def check_priority(value: object) -> None:
     """Accept any int."""
     if not isinstance(value, int) or isinstance(value, bool):

@@ -38,7 +38,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from ._checks import check_count, check_priority, check_seconds, refuse
+from ._checks import check_count, check_key, check_priority, check_seconds, refuse
 from ._config import PoolConfig, PoolOptions, make_config
 from ._errors import PoolBroken, PoolError
 from ._events import (
@@ -521,7 +521,7 @@ class Pool(_Handle, Generic[In, Out]):
         retry: Retry | None,
     ) -> None:
         job.timeout, job.priority, retry = self._batch_options(timeout, priority, retry)
-        _check_key(key)
+        check_key("key", key)
         if self._by_terms or key is not None or retry is not None:
             job.terms = Terms(key, retry or self._supervisor.config.retry)
 
@@ -893,13 +893,6 @@ def _check_items(items: object) -> None:
 def _check_task(task: object) -> None:
     if not isinstance(task, Task):
         raise TypeError(refuse("tasks", task, "Task objects"))
-
-
-def _check_key(key: object) -> None:
-    try:
-        hash(key)
-    except TypeError:
-        raise TypeError(refuse("key", key, "a hashable object")) from None
 
 
 def _check_drain(drain: object) -> None:

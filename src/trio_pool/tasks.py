@@ -9,7 +9,15 @@ from typing import Any, Generic, TypeVarTuple, final, overload
 import attrs
 import trio
 
-from ._checks import check_kind, check_priority, check_seconds, is_async, refuse, valid
+from ._checks import (
+    check_key,
+    check_kind,
+    check_priority,
+    check_seconds,
+    is_async,
+    refuse,
+    valid,
+)
 from ._errors import JobTimeout
 from ._events import Out
 from ._policy import Retry, note_attempts
@@ -27,13 +35,6 @@ def _check_fn(_: object, field: attrs.Attribute[Any], value: Any) -> None:
 
 def _check_priority(_: object, field: attrs.Attribute[Any], value: object) -> None:
     check_priority(value)
-
-
-def _check_key(_: object, field: attrs.Attribute[Any], value: object) -> None:
-    try:
-        hash(value)
-    except TypeError:
-        raise TypeError(refuse(field.name, value, "hashable")) from None
 
 
 def _check_id(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -73,7 +74,7 @@ class Task(Generic[Out]):
         default=None, validator=_optional(_check_priority)
     )
     """Higher goes first; only a pool heeds it."""
-    key: Hashable = attrs.field(default=None, validator=_optional(_check_key))
+    key: Hashable = attrs.field(default=None, validator=valid(check_key))
     """Jobs with the same key run one after the other; only a pool heeds it."""
     delay: float | None = attrs.field(
         default=None, validator=_optional(valid(check_seconds, infinite=False))
