@@ -7,7 +7,9 @@
   python3 noxfile.py demo      hash a directory tree with examples/checksums.py
   python3 noxfile.py lint      ruff: rules and format
   python3 noxfile.py types     mypy, pyright, completeness of the public types
-  python3 noxfile.py bench     benchmarks, and the comparison with bare trio
+  python3 noxfile.py bench     compare with bare trio, and with what others use
+  python3 noxfile.py acts      the same acts one by one, by pytest-benchmark
+  python3 noxfile.py guard     is it slower than the last release? [--base REV]
   python3 noxfile.py stress    the tests with the large budget for properties
 
 What follows the name goes to the session's program: noxfile.py demo /usr/share.
@@ -185,10 +187,23 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks, then compare the pool with bare trio."""
+    """Compare the pool with bare trio and with its peers, under five minutes."""
+    install(session, "bench")
+    session.run("python", "benchmarks/compare.py", *session.posargs)
+
+
+@nox.session
+def acts(session: nox.Session) -> None:
+    """Run single acts by pytest-benchmark, to follow one closely: -k NAME."""
     install(session, "bench")
     session.run("python", "-m", "pytest", "benchmarks", *session.posargs)
-    session.run("python", "benchmarks/compare.py")
+
+
+@nox.session
+def guard(session: nox.Session) -> None:
+    """Compare with the last release: [--base REV] [--rounds N] [--tolerance X]."""
+    install(session)
+    session.run("python", "benchmarks/guard.py", *session.posargs)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""The acts of the table as single benchmarks: `pytest benchmarks/bench_acts.py`.
+"""The acts of the tables as single benchmarks: `pytest benchmarks/bench_acts.py`.
 
 `compare.py` is what gives ratios; these are for following one act closely.
 """
@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import compare
+import acts
 import pytest
-import trio
 
 JOBS = 3200
 
 CASES = [
-    pytest.param(act, handler, callers, opener, id=f"{name}-{label}")
-    for name, act, handler, callers, contenders in compare.acts()
-    for label, opener in contenders.items()
+    pytest.param(case, id=f"{comparison.name}-{name}")
+    for comparison in acts.comparisons(JOBS)
+    if comparison.section in {"process", "map", "features"}
+    for name, case in comparison.cases.items()
 ]
 
 
-@pytest.mark.parametrize(("act", "handler", "callers", "opener"), CASES)
-def test_act(benchmark: Any, act: Any, handler: Any, callers: int, opener: Any) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_act(benchmark: Any, case: Any) -> None:
     """Make 3,200 jobs; a round includes opening and closing the pool."""
-    benchmark.pedantic(
-        lambda: trio.run(compare.time_once, opener, act, handler, JOBS, callers),
-        rounds=5,
-        warmup_rounds=1,
-    )
+    benchmark.pedantic(case, rounds=5, warmup_rounds=1)

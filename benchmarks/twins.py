@@ -1,4 +1,4 @@
-"""The floors and the alternatives that trio_pool is measured beside.
+"""The floors: what bare trio can do, with none of the promises of a pool.
 
 Each opener is an async context manager that gives a ``process``-like
 or ``map``-like async function, written as bare trio allows and no safer.
@@ -56,31 +56,6 @@ async def floor_process(size: int, handler: Handler) -> AsyncGenerator[Process]:
 
 
 @asynccontextmanager
-async def channel_process(size: int, handler: Handler) -> AsyncGenerator[Process]:
-    """What users write: workers over a memory channel, a reply channel each."""
-    send, receive = trio.open_memory_channel[tuple[Any, trio.MemorySendChannel[Any]]](
-        1024
-    )
-
-    async def worker() -> None:
-        async for x, reply in receive:
-            with reply:
-                await reply.send(await handler(x))
-
-    async def process(x: Any) -> Any:
-        reply_send, reply_receive = trio.open_memory_channel[Any](1)
-        with reply_receive:
-            await send.send((x, reply_send))
-            return await reply_receive.receive()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(size):
-            nursery.start_soon(worker)
-        yield process
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def floor_map(size: int, handler: Handler) -> AsyncGenerator[Map]:
     """The floor: workers sharing one iterator, yielding every 0.5 ms."""
 
@@ -103,28 +78,3 @@ async def floor_map(size: int, handler: Handler) -> AsyncGenerator[Map]:
         return results
 
     yield map_items
-
-
-@asynccontextmanager
-async def channel_map(size: int, handler: Handler) -> AsyncGenerator[Map]:
-    """What users write: workers over a memory channel, a reply channel each."""
-    async with channel_process(size, handler) as process:
-
-        async def map_items(items: Iterable[Any]) -> list[Any]:
-            values = list(items)
-            results: list[Any] = [None] * len(values)
-            limit = trio.CapacityLimiter(2 * size)
-
-            async def one(index: int, item: Any) -> None:
-                try:
-                    results[index] = await process(item)
-                finally:
-                    limit.release_on_behalf_of(index)
-
-            async with trio.open_nursery() as nursery:
-                for index, item in enumerate(values):
-                    await limit.acquire_on_behalf_of(index)
-                    nursery.start_soon(one, index, item)
-            return results
-
-        yield map_items
