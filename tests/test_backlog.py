@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from trio_pool import (
     open_pool,
 )
 from trio_pool._backlog import Keys, Line
-from trio_pool._job import Job
+from trio_pool._job import Job, new_job, new_terms
 
 
 class Doors:
@@ -658,7 +659,13 @@ async def test_the_jobs_around_one_that_left_keep_their_order():
 
 
 def make_job(number, priority=0, queued_at=0.0):
-    job = Job(None, number, f"input {number}", None, math.inf)
+    job = new_job(
+        SimpleNamespace(plain_terms=new_terms(None)),
+        number,
+        f"input {number}",
+        None,
+        math.inf,
+    )
     job.priority = priority
     job.queued_at = queued_at
     return job

@@ -14,7 +14,7 @@ import trio_pool
 FLOORS = [
     {
         *("_errors", "_checks", "_latency", "_policy", "_guards", "_config"),
-        *("_events", "_telling", "_timer", "_trio", "_nursery", "_current"),
+        *("_events", "_telling", "_timer", "_trio", "_nursery", "_current", "_records"),
         # Public by name, and needed by the pool.
         *("streams", "drain", "tasks"),
     },

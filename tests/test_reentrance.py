@@ -8,6 +8,7 @@ import sys
 import weakref
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -29,7 +30,7 @@ from trio_pool import (
     open_pool,
 )
 from trio_pool._backlog import Line
-from trio_pool._job import Job
+from trio_pool._job import new_job, new_terms
 
 
 class OnQueue(Hooks):
@@ -478,8 +479,10 @@ def test_a_line_keeps_nothing_of_past_priorities(pass_through, aging):
     priorities = [10**6 + number for number in range(100)]
     unused = [sys.getrefcount(priority) for priority in priorities]
     for number, priority in enumerate(priorities):
-        job = Job(None, number, None, None, math.inf)
-        job.priority = priority
+        job = new_job(
+            SimpleNamespace(plain_terms=new_terms(None)), number, None, None, math.inf
+        )
+        job.priority, job.queued_at = priority, 0.0
         pass_through(line, job)
     del job, priority
     assert line.pop() is None

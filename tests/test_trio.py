@@ -5,19 +5,27 @@ If one of these fails with a new trio, `_trio.py` is the one file to mend.
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from contextvars import ContextVar
+from types import coroutine
 from typing import Any
 
+import outcome
 import pytest
 import trio
 from outcome import Outcome
-from trio.lowlevel import current_task
+from trio.lowlevel import Abort, current_task, reschedule
 
+from trio_pool import _trio
 from trio_pool._trio import (
     WAKE,
     effective_deadline,
     forget_nurseries,
+    runner_of,
     show_deadline,
+    sleeper,
 )
 
 
@@ -187,3 +195,153 @@ async def test_nurseries_left_open_are_forgotten_and_their_tasks_cancelled() -> 
         errors.extend(group.exceptions)
     assert cancelled
     assert [error for error in errors if isinstance(error, AssertionError)] == []
+
+
+# Sleeping without a new message ------------------------------------------------
+
+
+class Sleeper:
+    """A task that sleeps, how it was woken, and what it was asked to abort."""
+
+    def __init__(self) -> None:
+        self.sleep = sleeper()
+        self.task: Any = None
+        self.result: Any = None
+        self.aborts = 0
+        self.answer = Abort.SUCCEEDED
+
+    def abort(self, raise_cancel: Any) -> Abort:
+        self.aborts += 1
+        self.raise_cancel = raise_cancel
+        return self.answer
+
+    async def run(self) -> None:
+        self.task = current_task()
+        try:
+            self.result = await self.sleep(self.abort)
+        except BaseException as error:
+            self.result = error
+            if isinstance(error, trio.Cancelled):
+                raise
+
+
+def test_sleeping_is_shorter_than_trio_s_own_way() -> None:
+    """If this fails, trio sends another message, and sleep is trio's own again."""
+    assert sleeper() is not trio.lowlevel.wait_task_rescheduled
+
+
+@pytest.mark.parametrize(
+    "wake", [WAKE, outcome.Value("up"), outcome.Error(ValueError("up"))]
+)
+async def test_a_sleeper_gets_what_it_is_woken_with(wake: Any) -> None:
+    sleeping = Sleeper()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleeping.run)
+        await trio.testing.wait_all_tasks_blocked()
+        reschedule(sleeping.task, wake)
+    if isinstance(wake, outcome.Error):
+        assert sleeping.result is wake.error
+    else:
+        assert sleeping.result == (None if wake is WAKE else "up")
+    assert sleeping.aborts == 0
+
+
+async def test_each_of_many_sleepers_is_aborted_by_its_own_function() -> None:
+    sleepers = [Sleeper() for _ in range(3)]
+    shared = sleeper()
+    scopes: list[trio.CancelScope] = []
+
+    async def run(sleeping: Sleeper) -> None:
+        sleeping.sleep = shared
+        with trio.CancelScope() as scope:
+            scopes.append(scope)
+            await sleeping.run()
+
+    async with trio.open_nursery() as nursery:
+        for sleeping in sleepers:
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(run, sleeping)
+        await trio.testing.wait_all_tasks_blocked()
+        scopes[1].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [sleeping.aborts for sleeping in sleepers] == [0, 1, 0]
+        assert isinstance(sleepers[1].result, trio.Cancelled)
+        nursery.cancel_scope.cancel()
+    assert [sleeping.aborts for sleeping in sleepers] == [1, 1, 1]
+
+
+async def test_a_sleeper_that_cannot_be_aborted_is_woken_later() -> None:
+    sleeping = Sleeper()
+    sleeping.answer = Abort.FAILED
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sleeping.run)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        assert sleeping.aborts == 1
+        assert sleeping.result is None
+        reschedule(sleeping.task, outcome.Value("late"))
+    assert sleeping.result == "late"
+
+
+async def test_who_goes_to_sleep_cancelled_is_aborted_at_once() -> None:
+    sleeping = Sleeper()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await sleeping.run()
+    assert sleeping.aborts == 1
+
+
+async def test_nothing_of_a_sleeper_that_was_woken_is_kept() -> None:
+    sleep = sleeper()
+    gone: list[Any] = []
+
+    async def run() -> None:
+        sleeping = Sleeper()
+        gone.append(weakref.ref(sleeping))
+        sleeping.sleep = sleep
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleeping.run)
+            await trio.testing.wait_all_tasks_blocked()
+            reschedule(sleeping.task, WAKE)
+
+    await run()
+    gc.collect()
+    assert gone[0]() is None
+
+
+def test_another_message_of_trio_is_left_to_trio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @coroutine
+    def wait_task_rescheduled(abort: Any) -> Any:
+        yield ("sleep", abort)
+
+    monkeypatch.setattr(_trio, "wait_task_rescheduled", wait_task_rescheduled)
+    assert sleeper() is wait_task_rescheduled
+
+
+async def test_the_runner_is_that_of_every_task_of_a_run_and_of_no_other() -> None:
+    runner = runner_of(current_task())
+
+    async def look() -> Any:
+        return runner_of(current_task())
+
+    found: list[Any] = []
+
+    async def child() -> None:
+        found.append(await look())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child)
+    assert found == [runner]
+    assert await trio.to_thread.run_sync(trio.run, look) is not runner
+
+
+async def test_the_length_of_a_task_s_context_follows_what_is_set() -> None:
+    variable: ContextVar[int] = ContextVar("variable")
+    context = current_task().context
+    before = len(context)
+    token = variable.set(1)
+    assert len(context) == before + 1
+    variable.reset(token)
+    assert len(context) == before

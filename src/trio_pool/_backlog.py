@@ -113,10 +113,9 @@ class Line:
     def push(self, job: Job, held: bool = False) -> None:
         """Let a job queue up."""
         self.count += 1
+        job.waiting = not held
         if held:
             self.held[job] = None
-        else:
-            job.waiting = True
         if job.priority:
             self._level(job.priority).append(job)
         else:
@@ -137,6 +136,7 @@ class Line:
 
     def put_off(self, job: Job) -> None:
         """Let a job wait for its time."""
+        job.waiting = False
         self.delayed[job] = None
         self.count += 1
 
@@ -370,27 +370,35 @@ class Keys:
     __slots__ = ("_arrivals",)
 
     def __init__(self) -> None:
-        self._arrivals: dict[Hashable, OrderedDict[Job, None]] = {}
+        self._arrivals: dict[Hashable, Job | OrderedDict[Job, None]] = {}
+        """The only job of a key, or all of them in order."""
 
     def enter(self, key: Hashable, job: Job) -> bool:
         """Note the arrival of a job; say whether it is the first of its key."""
-        arrivals = self._arrivals.get(key)
-        if arrivals is None:
-            self._arrivals[key] = OrderedDict({job: None})
+        arrivals = self._arrivals.setdefault(key, job)
+        if arrivals is job:
             return True
+        if isinstance(arrivals, Job):
+            arrivals = self._arrivals[key] = OrderedDict({arrivals: None})
         arrivals[job] = None
         return False
 
     def leave(self, key: Hashable, job: Job) -> Job | None:
         """Note that a job is over; name the one that comes first by this."""
         arrivals = self._arrivals[key]
-        was_first = next(iter(arrivals)) is job
-        del arrivals[job]
-        if not arrivals:
+        if isinstance(arrivals, Job):
             del self._arrivals[key]
             return None
-        return next(iter(arrivals)) if was_first else None
+        was_first = next(iter(arrivals)) is job
+        del arrivals[job]
+        first = next(iter(arrivals))
+        if len(arrivals) == 1:
+            self._arrivals[key] = first
+        return first if was_first else None
 
     def is_first(self, key: Hashable, job: Job) -> bool:
         """Say whether a job is the one of its key that may run."""
-        return next(iter(self._arrivals[key])) is job
+        arrivals = self._arrivals[key]
+        return arrivals is job or (
+            not isinstance(arrivals, Job) and next(iter(arrivals)) is job
+        )

@@ -16,11 +16,10 @@ from trio.lowlevel import (
     disable_ki_protection,
     enable_ki_protection,
     reschedule,
-    wait_task_rescheduled,
 )
 
 from ._events import JobState
-from ._job import Job, Terms
+from ._job import Job, Terms, new_job, new_terms
 from ._trio import WAKE
 
 if TYPE_CHECKING:
@@ -223,8 +222,9 @@ class Batch:
             job = worker.ticket = self._ticket()
         else:
             job.attempts = 0
-            job.error = job.traceback = None
-            job.overdue = job.cancel_asked = False
+            if job.terms is not job.dispatch.plain_terms:
+                job.terms = self._terms()
+            job.error = None
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = self.taken
         job.name()
@@ -236,12 +236,18 @@ class Batch:
         return job
 
     def _ticket(self) -> Job:
-        job = Job(self.dispatch, 0, None, self.context, self.timeout)
+        job = new_job(self.dispatch, 0, None, self.context, self.timeout)
         job.priority = self.priority
         job.batch = self
-        if self.retry is not None:
-            job.terms = Terms(retry=self.retry)
+        job.named = -1
+        job.permit = None
+        job.terms = self._terms()
         return job
+
+    def _terms(self) -> Terms:
+        if self.retry is None:
+            return self.dispatch.plain_terms
+        return new_terms(self.retry)
 
     def put_off(self, job: Job) -> None:
         """Keep the record of an item that will be tried again for that item."""
@@ -259,7 +265,8 @@ class Batch:
         else:
             self._sink.answer(job)
         if not self.keeps:
-            job.input = job.value = job.error = job.traceback = None
+            job.input = job.value = None
+            job.forget_error()
         if not self.live and self.exhausted:
             self._end()
 
@@ -350,7 +357,7 @@ class Batch:
             len(self._queue) >= width or self.taken + len(self._queue) >= self.stop_at
         ):
             self._feeder = current_task()
-            await wait_task_rescheduled(self._feeder_left)
+            await self.dispatch.sleep(self._feeder_left)
 
     def _feeder_left(self, _: object) -> Abort:
         self._feeder = None
@@ -375,7 +382,7 @@ class Batch:
             await checkpoint()
             return
         self.owner = current_task()
-        await wait_task_rescheduled(self._abort)
+        await self.dispatch.sleep(self._abort)
         raise_cancel, self._raise_cancel = self._raise_cancel, None
         if raise_cancel is not None and (self.cut or self.ended_early):
             raise_cancel()

@@ -1,11 +1,14 @@
 """Which job a task is inside of: for handlers, middleware and the guard of waits."""
 
 from collections.abc import Hashable
+from math import inf
 from typing import Any, final
 
 import attrs
 import trio
 from trio.lowlevel import RunVar, Task, current_task
+
+from ._records import draft_of
 
 # The tasks of all workers of a trio run. Looking a task's parents up here
 # costs nothing on the way of a job, unlike a context variable.
@@ -44,7 +47,7 @@ def worker_around(task: Task, dispatch: object = None) -> Any:
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(kw_only=True, eq=False, weakref_slot=False)
 class CurrentJob:
     """The job that is running, as its handler and its middleware see it."""
 
@@ -81,31 +84,39 @@ class CurrentJob:
         if (
             worker is None
             or worker.job is not job
-            or (job.index, job.attempts) != (self._index, self.attempt)
-            or job.cancel_asked
+            or job.attempts != self.attempt
+            or (job.batch is not None and job.index != self._index)
+            or job.terms.cancel_asked
         ):
             return False
-        job.cancel_asked = True
+        job.own_terms().cancel_asked = True
         job.dispatch.cancel_running(job)
         return True
 
 
+_Draft = draft_of(CurrentJob)
+
+
 def describe(job: Any) -> CurrentJob:
     """Describe a running job to its handler."""
-    worker = job.worker
-    return CurrentJob(
-        pool=job.dispatch.config.name,
-        id=job.name(),
-        input=job.input,
-        attempt=job.attempts,
-        key=job.key,
-        priority=job.priority,
-        timeout=job.timeout,
-        deadline=min(job.deadline, worker.deadline),
-        worker=worker.id,
-        job=job,
-        index=job.index,
-    )
+    dispatch = job.dispatch
+    deadline, timeout = job.deadline, job.timeout
+    if timeout < inf:
+        deadline = min(deadline, job.started_at + dispatch.epoch + timeout)
+    current: Any = _Draft()
+    current.pool = dispatch.config.name
+    current.id = job.name()
+    current.input = job.input
+    current.attempt = job.attempts
+    current.key = job.terms.key
+    current.priority = job.priority
+    current.timeout = timeout
+    current.deadline = deadline
+    current.worker = job.worker.id
+    current._job = job  # noqa: SLF001
+    current._index = 0 if job.batch is None else job.index  # noqa: SLF001
+    current.__class__ = CurrentJob
+    return current  # type: ignore[no-any-return]
 
 
 def current_job() -> CurrentJob:

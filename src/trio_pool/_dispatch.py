@@ -6,7 +6,7 @@ import itertools
 import math
 from threading import get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 from trio.lowlevel import ParkingLot
@@ -27,28 +27,40 @@ from ._errors import (
     WrongThread,
 )
 from ._events import UNHEARD, JobChanged, JobState, WorkerState, log
-from ._job import Job, Terms
-from ._latency import Histogram
+from ._job import Job, Terms, new_terms
+from ._latency import FLUSH, Histogram
 from ._nesting import Nesting
 from ._policy import note_attempts
+from ._records import draft_of
 from ._starts import Starts
-from ._telling import HookCalls
+from ._telling import HOOK_NAMES, HookCalls
 from ._timer import Timer
-from ._trio import WAKE, is_system_clock, rescheduler
+from ._trio import WAKE, Sleep, is_system_clock, runner_of, sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trio.lowlevel import Task
 
     from ._backlog import Source
     from ._config import PoolConfig
     from ._policy import Retry
     from ._worker import Worker
 
+_TAKEN = -math.inf
+
+OPEN, GUARDED, SHUT = range(3)
+"""What a free worker needs to get the next job: nothing, the leave of the rate
+and the breaker, or that of `Dispatch.next_job`."""
+
 _BUSY = WorkerState.BUSY
 _QUEUED = JobState.QUEUED
 _RUNNING = JobState.RUNNING
 _DELAYED = JobState.DELAYED
 _DONE = JobState.DONE
+
+_KINDS = {name: name.removeprefix("on_") for name in HOOK_NAMES}
+_Draft = draft_of(JobChanged)
 
 _HOOKS = {
     JobState.DONE: "on_job_complete",
@@ -60,18 +72,81 @@ _HOOKS = {
     JobState.EXPIRED: "on_job_drop",
 }
 
-# How an attempt ended that says nothing about what it called.
-_NO_VERDICT = trio.WouldBlock()
-
 
 @final
 class Dispatch:
     """What a job meets: plain methods, called in the caller's or worker's step.
 
     A job without further terms in a pool without guards takes the short way:
-    `accept`, `next_job`, `finish`. Every other one takes `admit`, is held,
-    put off or gated where it waits, and leaves by `_conclude`.
+    `accept`, `next_job`, `finish`. Every other one takes `admit`; it may be
+    held, put off or gated where it waits, and leaves by `_conclude`.
     """
+
+    # Slots take two thirds of the time of a dict of this size, and what all jobs
+    # meet comes first, to be in few lines of the cache.
+    __slots__ = (  # noqa: RUF023
+        "closed",
+        "idle",
+        "line",
+        "max_backlog",
+        "accepted",
+        "change",
+        "is_real",
+        "tells_queue",
+        "plain_terms",
+        "ids",
+        "sleep",
+        "runner",
+        "reschedule",
+        "done",
+        "room",
+        "careful",
+        "listeners",
+        "runs",
+        "waits",
+        "slice",
+        "tells_start",
+        "nesting",
+        "epoch",
+        "clock",
+        "breaker",
+        "rate",
+        "_choose",
+        "_keys",
+        "_starved",
+        "_usual_gate",
+        "choosy",
+        "config",
+        "drained",
+        "ended",
+        "failure",
+        "gated",
+        "guarded",
+        "handed",
+        "hooks",
+        "leases",
+        "live",
+        "opened_at",
+        "paused",
+        "pulled",
+        "quick",
+        "quick_time",
+        "resting",
+        "retries",
+        "solo",
+        "sources",
+        "stamp",
+        "starts",
+        "stopped_at",
+        "stopping",
+        "tells_complete",
+        "thread",
+        "timer",
+        "unheard",
+        "wanted",
+        "watched",
+        "workers",
+    )
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
@@ -79,15 +154,20 @@ class Dispatch:
         self.wanted = config.size
         self.slice = 0.0
         """Seconds after which a worker that never sleeps yields."""
-        self.next_id: Callable[[], int] = itertools.count(1).__next__
+        self.ids = itertools.count(1)
         self.thread = -1
         self.clock: Callable[[], float] = trio.current_time
         self.stamp: Callable[[], float] = perf_counter
         """The clock by which waits and runs are measured: the cheapest there is."""
         self.is_real = True
+        self.epoch = 0.0
+        """What makes a time of ``stamp`` one of ``clock``."""
+        self.sleep: Sleep = trio.lowlevel.wait_task_rescheduled
+        """How a task falls asleep until it is rescheduled."""
+        self.plain_terms = new_terms(config.retry)
+        """The terms of all jobs that have none of their own."""
         # The books.
         self.accepted = 0
-        self.running = 0
         self.done = 0
         self.pulled = 0
         """Items of ended batches that `Worker._pull` took and finished."""
@@ -130,25 +210,30 @@ class Dispatch:
         # What most pools are without.
         self.timer = Timer()
         self.hooks = HookCalls(config.hooks)
-        self.watched = self.hooks.any_job_hook
+        self.look_for_listeners()
         self.nesting = Nesting(self)
         self.breaker = config.breaker
+        self.rate = config.rate
         self.starts = Starts(self)
         self.guarded = bool(config.rate or config.breaker or config.limiter)
-        self.by_terms = bool(self.guarded or config.retry or config.choose)
-        """Whether every job has terms."""
+        self.choosy = bool(self.guarded or config.choose)
+        """Whether more than an idle worker, or than any, is wanting for a start."""
         self.solo = not (
             self.guarded or config.middleware or config.max_jobs < math.inf
         )
         """Whether a worker may pull items of a batch without asking."""
-        self._always_gated = bool(
-            self.guarded
+        self._usual_gate = OPEN
+        if (
+            config.limiter
             or config.aging < math.inf
             or config.max_jobs < math.inf
             or config.max_idle < math.inf
-        )
-        self.gated = self._always_gated
-        """Whether more than a free worker is wanting for a job to start; each
+        ):
+            self._usual_gate = SHUT
+        elif self.guarded:
+            self._usual_gate = GUARDED
+        self.gated = self._usual_gate
+        """What more than a free worker is wanting for a job to start; each
         worker has a copy of it."""
         self._choose = config.choose
         self._keys = Keys()
@@ -162,12 +247,28 @@ class Dispatch:
         self.stamp = perf_counter if self.is_real else clock.current_time
         self.opened_at = self.stamp()
         self.stopped_at: float | None = None
+        self.epoch = clock.current_time() - self.stamp()
         self.thread = get_ident()
-        self.reschedule = rescheduler(trio.lowlevel.current_task())
+        self.sleep = sleeper()
+        self.runner = runner_of(trio.lowlevel.current_task())
+        self.reschedule = self.runner.reschedule
         for guard in (self.config.rate, self.breaker):
             if guard is not None:
                 guard.begin(trio.lowlevel.current_trio_token())
         self.closed = False
+
+    def check_task(self) -> Task:
+        """Return the calling task; refuse one of another thread or run.
+
+        Raises:
+          WrongThread: this is no task of the pool's run.
+          PoolClosed: the pool's run is over.
+        """
+        self.check_thread()
+        task = trio.lowlevel.current_task()
+        if task._runner is not self.runner:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            raise self.refusal()
+        return task
 
     def check_thread(self) -> None:
         """Refuse a call from another thread."""
@@ -191,16 +292,18 @@ class Dispatch:
         have had to wait or to push out another's job; then nothing has
         happened. Raises when the job is refused.
         """
-        if get_ident() != self.thread:
-            raise WrongThread(self.config.name)
         if self.closed:
             raise self.refusal()
+        line = self.line
         if self.idle:
+            if line.count > self.max_backlog:
+                # By retries, and so it may not be its turn.
+                return self._place(job, wait)
             worker, _ = self.idle.popitem()
             self.accepted += 1
             self.handed += 1
-            self.running += 1
             job.state = _RUNNING
+            job.queued_at = -1.0
             job.worker = worker
             worker.job = job
             worker.state = _BUSY
@@ -208,10 +311,11 @@ class Dispatch:
             if worker.asleep:
                 # As `Worker.nudge` does, in the step of every job that finds one idle.
                 worker.asleep = False
-                worker.post(job)
-                self.reschedule(worker.task, WAKE)
+                # Not called as methods are, which is slow with an attribute.
+                post, reschedule = worker.post, self.reschedule
+                post(job)
+                reschedule(worker.task, WAKE)
         else:
-            line = self.line
             if line.count >= self.max_backlog:
                 return self._overflow(job, wait) and job.error is None
             self.accepted += 1
@@ -226,44 +330,75 @@ class Dispatch:
                 job.waiting = True
                 line.count += 1
                 line.plain.append(job)
-        if self.watched:
+        if self.tells_queue:
             self.tell_job("on_job_queue", job)
             return job.error is None
         return True
 
     def admit(self, job: Job, wait: bool) -> bool:
-        """Do what `accept` does, for a job with terms."""
-        self.check_thread()
+        """Do what `accept` does, for a job with terms or in a choosy pool."""
         if self.closed:
             raise self.refusal()
-        terms = cast("Terms", job.terms)
-        if terms.uid is not None and terms.uid in self.live:
-            raise ValueError(refuse("id", terms.uid, "an id that no live job has"))
-        if terms.delay and not self.max_backlog:
-            raise ValueError(
-                refuse("delay", terms.delay, "0, as max_backlog=0 lets no job wait")
-            )
-        if terms.key is not None:
-            self._keys.enter(terms.key, job)
+        terms = job.terms
+        if terms.rich:
+            self._check_terms(terms)
+        is_first = terms.key is None or self._keys.enter(terms.key, job)
         try:
-            if self.breaker is not None:
-                terms.permit = self.breaker.admit(self.clock())
-                if terms.permit is None:
-                    raise self._circuit_open()
-            if terms.uid is not None:
-                self.live[terms.uid] = job
-            if terms.delay or terms.ttl < math.inf:
-                terms.born = self.clock()
-            if terms.ttl < math.inf:
-                when = terms.born + terms.ttl
-                terms.expiry = self.timer.at(when, lambda: self._expire(job))
-            waits = self._place(job, wait)
+            if is_first and not terms.rich and self._passes_at_once(job):
+                # From here on a job like any other.
+                waits = self.accept(job, wait)
+            else:
+                waits = self._admit_slowly(job, wait)
         except BaseException:
             self._conclude(job)
             raise
         if not waits and job.state is None:
             self._conclude(job)
         return waits
+
+    def _passes_at_once(self, job: Job) -> bool:
+        """Let the guards pass a new job, if that takes no more than a look."""
+        if not self.choosy:
+            return True
+        if not self.idle:
+            # It has to wait, and asks them for its start when its turn comes.
+            if self.breaker is None:
+                return True
+            job.permit = self.breaker.quick_permit()
+            return job.permit is not None
+        return (
+            self._usual_gate is GUARDED
+            and self._choose is None
+            and not (self.line.count or self.line.sources or self.room.count)
+            and self.may_pass(job)
+        )
+
+    def _admit_slowly(self, job: Job, wait: bool) -> bool:
+        if self.breaker is not None:
+            job.permit = self.breaker.admit(self.clock())
+            if job.permit is None:
+                raise self._circuit_open()
+        if job.terms.rich:
+            self._begin_terms(job)
+        return self._place(job, wait)
+
+    def _check_terms(self, terms: Terms) -> None:
+        if terms.uid is not None and terms.uid in self.live:
+            raise ValueError(refuse("id", terms.uid, "an id that no live job has"))
+        if terms.delay and not self.max_backlog:
+            raise ValueError(
+                refuse("delay", terms.delay, "0, as max_backlog=0 lets no job wait")
+            )
+
+    def _begin_terms(self, job: Job) -> None:
+        terms = job.terms
+        if terms.uid is not None:
+            self.live[terms.uid] = job
+        if terms.delay or terms.ttl < math.inf:
+            terms.born = self.clock()
+        if terms.ttl < math.inf:
+            when = terms.born + terms.ttl
+            terms.expiry = self.timer.at(when, lambda: self._expire(job))
 
     def _place(self, job: Job, wait: bool) -> bool:
         if self._try_hand_over(job):
@@ -300,7 +435,6 @@ class Dispatch:
 
     def hand_over(self, job: Job, worker: Worker) -> None:
         """Let an idle worker run a job that is accepted by this."""
-        self.running += 1
         job.state = _RUNNING
         job.worker = worker
         worker.job = job
@@ -312,10 +446,9 @@ class Dispatch:
 
     def start_leased(self, job: Job, worker: Worker) -> None:
         """Accept a job for the worker of a lease, which has taken its start."""
-        job.terms = Terms()
         if self.breaker is not None:
-            job.terms.permit = self.breaker.admit(self.clock())
-            if job.terms.permit is None:
+            job.permit = self.breaker.admit(self.clock())
+            if job.permit is None:
                 self.starts.give_back()
                 raise self._circuit_open()
         job.queued_at = self.stamp()
@@ -374,7 +507,7 @@ class Dispatch:
     def _may_run(self, job: Job) -> bool:
         """Say whether a new job is neither delayed nor behind one of its key."""
         terms = job.terms
-        return terms is None or (
+        return terms is self.plain_terms or (
             not terms.delay
             and (terms.key is None or self._keys.is_first(terms.key, job))
         )
@@ -384,10 +517,10 @@ class Dispatch:
         self.change += 1
         job.queued_at = self.stamp()
         terms = job.terms
-        if terms is not None and terms.delay:
+        if terms.delay:
             job.state = _DELAYED
             # A place among few must not be kept for so long.
-            self._give_back_permit(terms)
+            self._give_back_permit(job)
             self.line.put_off(job)
             terms.alarm = self.timer.at(
                 terms.born + terms.delay, lambda: self._make_ready(job)
@@ -408,8 +541,7 @@ class Dispatch:
         if self.watched:
             self.tell_job("on_job_queue", job)
             self.tell_job("on_job_drop", job)
-        if job.terms is not None:
-            self._conclude(job)
+        self._conclude(job)
 
     def _admit_callers(self) -> None:
         """Let in the first callers that wait for room, while there is some."""
@@ -422,7 +554,7 @@ class Dispatch:
 
     def _let_in(self, job: Job) -> None:
         # The caller of submit has only waited for this; it wakes with a reply.
-        if job.readers is not None and not job.is_process:
+        if job.readers is not None:
             job.wake()
 
     # ------------------------------------------------------------------
@@ -439,7 +571,6 @@ class Dispatch:
             job: Job = top.popleft()  # type: ignore[assignment]
             job.waiting = False
             line.count -= 1
-            self.running += 1
             job.state = _RUNNING
             job.worker = worker
             worker.job = job
@@ -487,7 +618,6 @@ class Dispatch:
                     continue
                 job = taken
                 self.accepted += 1
-            self.running += 1
             job.state = _RUNNING
             job.worker = worker
             worker.job = job
@@ -533,7 +663,7 @@ class Dispatch:
                 self.starts.give_back()
                 return job
             if self._may_go_on(job):
-                job.error = job.traceback = None
+                job.forget_error()
                 self.starts.lend(job)
                 if self.idle:
                     # Whoever could start too must look for itself.
@@ -544,6 +674,22 @@ class Dispatch:
             worker.job = None
             self._refuse_start(job)
         return None
+
+    def may_pass(self, job: Job) -> bool:
+        """Let the guards pass a job that waits, if that takes no more than a look."""
+        rate, breaker = self.rate, self.breaker
+        if rate is not None:
+            stamp = self.stamp
+            if rate.take(stamp() + self.epoch) != _TAKEN:
+                return False
+        if breaker is not None:
+            permit = breaker.quick_permit()
+            if permit is None:
+                if rate is not None:
+                    rate.give_back()
+                return False
+            job.permit = permit
+        return True
 
     def _refuse_start(self, job: Job) -> None:
         """End a job that the breaker does not let start."""
@@ -573,19 +719,16 @@ class Dispatch:
         """Ask the breaker about a job that is about to start."""
         if self.breaker is None:
             return True
-        terms = job.terms
-        if terms is None:
-            terms = job.terms = Terms(retry=self.config.retry)
         if job.batch is not None and not job.attempts:
             # Items of a batch are admitted as they are taken.
-            terms.permit = self.breaker.admit(self.clock())
-            return terms.permit is not None
-        assert terms.permit is not None
-        if self.breaker.allows(terms.permit, self.clock()):
-            terms.permit = self.breaker.renew(terms.permit)
+            job.permit = self.breaker.admit(self.clock())
+            return job.permit is not None
+        assert job.permit is not None
+        if self.breaker.allows(job.permit, self.clock()):
+            job.permit = self.breaker.renew(job.permit)
             return True
         # Refused, it holds no place that it could give back.
-        terms.permit = None
+        job.permit = None
         return False
 
     def _circuit_open(self) -> CircuitOpen:
@@ -652,13 +795,23 @@ class Dispatch:
                     source.look()
             if self.room.count:
                 self.rouse(1)
-        if self.drained and self.is_drained():
+        if not self.line.count and self.drained and self.is_drained():
             self.drained.unpark_all()
 
+    def flush_if_due(self) -> None:
+        """Count the times measured lately, if their lists are long."""
+        if len(self.runs.pending) >= FLUSH or len(self.waits.pending) >= FLUSH:
+            self.flush()
+
     def flush(self) -> None:
-        """Count the times measured lately, which their list is too long for."""
+        """Count the times measured lately."""
         self.waits.flush()
         self.runs.flush()
+
+    @property
+    def running(self) -> int:
+        """Count the jobs that workers have: all that neither wait nor have ended."""
+        return self.accepted - self.done - sum(self.ended.values()) - self.line.count
 
     def is_drained(self) -> bool:
         """Say whether every accepted job has ended."""
@@ -677,17 +830,20 @@ class Dispatch:
 
     def finish(self, job: Job) -> None:
         """End a running job by its value: `end`, as short as it can be."""
-        self.running -= 1
         self.done += 1
         job.state = _DONE
         worker = job.worker
         worker.job = None  # type: ignore[union-attr]
-        worker.deadline = math.inf  # type: ignore[union-attr]
-        if job.terms is not None:
-            self._leave_worker(job, None)
-            self._conclude(job)
-        if self.watched:
-            self.tell_job("on_job_complete", job)
+        if self.breaker is not None:
+            self._settle_permit(job, None)
+        terms = job.terms
+        if terms is not self.plain_terms:
+            if terms.token is not None:
+                self._give_back_token(job)
+            self._let_go(job, terms)
+        if self.tells_complete:
+            stamp = self.stamp
+            self.tell_heard("on_job_complete", job, stamp())
         caller = job.caller
         if caller is not None:
             job.caller = None
@@ -701,7 +857,7 @@ class Dispatch:
 
     def fail(self, job: Job, state: JobState) -> None:
         """End an attempt by ``job.error``: try the job again, or end it."""
-        retry = self.config.retry if job.terms is None else job.terms.retry
+        retry = job.terms.retry
         if retry is None or not self._try_again(job, state, retry):
             self.end(job, state)
 
@@ -716,8 +872,7 @@ class Dispatch:
             self.line.discard(job)
         job.state = state
         self.ended[state] += 1
-        if job.terms is not None:
-            self._conclude(job)
+        self._conclude(job)
         if self.watched:
             self.tell_job(_HOOKS[state], job)
         if job.batch is not None:
@@ -733,43 +888,53 @@ class Dispatch:
             self.hear_end()
 
     def _take_from_worker(self, job: Job, state: JobState) -> None:
-        self.running -= 1
         begun = job.begun
         worker = job.worker
-        if not begun and job.queued_at < 0.0 and job.batch is None:
+        if not begun and job.batch is None and job.queued_at < 0.0:
             self.handed -= 1
         if worker is not None and worker.job is job:
             worker.job = None
-            worker.deadline = math.inf
             if not begun and worker.state is WorkerState.BUSY:
                 self._let_rest(worker)
-        if job.terms is not None:
-            verdict = job.error if begun and state in UNHEARD else _NO_VERDICT
-            self._leave_worker(job, verdict)
+        self._give_back_token(job)
+        if begun and state in UNHEARD:
+            self._settle_permit(job, job.error)
+        self._give_back_permit(job)
 
-    def _leave_worker(self, job: Job, verdict: BaseException | None) -> None:
-        """Give back what an attempt held, and tell the breaker how it went."""
-        terms = cast("Terms", job.terms)
-        if terms.token is not None:
-            self.starts.release(terms.token)
-            terms.token = None
-        if terms.permit is not None and verdict is not _NO_VERDICT:
-            assert self.breaker is not None
-            self.breaker.settle(terms.permit, verdict, self.clock())
-            terms.permit = None
-        self._give_back_permit(terms)
+    def _give_back_token(self, job: Job) -> None:
+        """Give the shared limiter back what an attempt was lent."""
+        if job.terms.token is not None:
+            self.starts.release(job.terms.token)
+            job.terms.token = None
 
-    def _give_back_permit(self, terms: Terms) -> None:
+    def _settle_permit(self, job: Job, error: BaseException | None) -> None:
+        """Tell the breaker how an attempt went."""
+        if self.breaker is None or job.permit is None:
+            return
+        permit, job.permit = job.permit, None
+        if error is not None or self.breaker.quick_permit() is None:
+            self.breaker.settle(permit, error, self.clock())
+
+    def _give_back_permit(self, job: Job) -> None:
         """Give the breaker back a place that nothing has come of."""
-        if terms.permit is not None:
-            assert self.breaker is not None
-            self.breaker.give_back(terms.permit)
-            terms.permit = None
+        if self.breaker is not None and job.permit is not None:
+            self.breaker.give_back(job.permit)
+            job.permit = None
 
     def _conclude(self, job: Job) -> None:
-        """Let go of all that a job with terms has had a hold of."""
-        terms = cast("Terms", job.terms)
-        self._give_back_permit(terms)
+        """Let go of all that a job has had a hold of."""
+        self._give_back_permit(job)
+        self._let_go(job, job.terms)
+
+    def _let_go(self, job: Job, terms: Terms) -> None:
+        if terms.rich:
+            self._let_go_of_the_rest(job, terms)
+        if terms.key is not None:
+            following = self._keys.leave(terms.key, job)
+            if following is not None:
+                self._release(following)
+
+    def _let_go_of_the_rest(self, job: Job, terms: Terms) -> None:
         for alarm in (terms.alarm, terms.expiry):
             if alarm is not None:
                 self.timer.take_back(alarm)
@@ -781,15 +946,11 @@ class Dispatch:
                 terms.drain.send(job.value)
             except Exception:
                 log.exception("a drain refused the result of job %r", job.name())
-        if terms.key is not None:
-            following = self._keys.leave(terms.key, job)
-            if following is not None:
-                self._release(following)
 
     def _release(self, job: Job) -> None:
         """Let the next job of a key run."""
         if job.state is None:
-            if not cast("Terms", job.terms).delay:
+            if not job.terms.delay:
                 self.room.release(job)
         elif job.state is _QUEUED:
             self.line.release(job)
@@ -801,8 +962,8 @@ class Dispatch:
         return not (
             self.stopping
             or self._is_desolate()
-            or job.cancel_asked
-            or job.raise_cancel is not None
+            or job.terms.cancel_asked
+            or job.terms.raise_cancel is not None
             or (job.batch is not None and job.batch.stopped)
         )
 
@@ -815,9 +976,8 @@ class Dispatch:
         error = job.error
         if not isinstance(error, Exception) or not self._may_try_again(job):
             return False
-        terms = job.terms
-        if terms is None:
-            terms = job.terms = Terms(retry=retry)
+        terms = job.own_terms()
+        terms.rich = True
         if job.attempts == 1:
             terms.first_start = job.started_at
         try:
@@ -838,9 +998,9 @@ class Dispatch:
         self._take_from_worker(job, state)
         self.retries += 1
         self.change += 1
-        job.before = job.attempts
+        terms.before = job.attempts
         job.queued_at = self.stamp()
-        job.overdue = False
+        terms.overdue = False
         job.state = _DELAYED
         if job.batch is not None:
             job.batch.put_off(job)
@@ -852,16 +1012,16 @@ class Dispatch:
 
     def _make_ready(self, job: Job) -> None:
         """Queue a job whose time has come."""
-        terms = cast("Terms", job.terms)
+        terms = job.terms
         terms.alarm = None
         if self.breaker is not None:
-            terms.permit = self.breaker.admit(self.clock())
-            if terms.permit is None:
+            job.permit = self.breaker.admit(self.clock())
+            if job.permit is None:
                 self._refuse_start(job)
                 return
         self.line.discard(job)
         if self.breaker is None:
-            job.error = job.traceback = None
+            job.forget_error()
         job.state = _QUEUED
         job.queued_at = self.stamp()
         terms.delay = 0.0
@@ -882,8 +1042,7 @@ class Dispatch:
     def turn_away(self, job: Job) -> None:
         """Have a caller that waits for room hear ``job.error``."""
         self.room.discard(job)
-        if job.terms is not None:
-            self._conclude(job)
+        self._conclude(job)
         job.wake()
 
     def withdraw(self, job: Job) -> bool:
@@ -896,9 +1055,9 @@ class Dispatch:
         if job.state is _RUNNING and job.begun:
             return False
         job.caller = None
-        if job.raise_cancel is None:
+        if job.terms.raise_cancel is None:
+            job.forget_error()
             job.error = self.cancelled(job)
-            job.traceback = None
         self.end(job, JobState.CANCELLED)
         return True
 
@@ -915,7 +1074,7 @@ class Dispatch:
 
     def end_stopped(self, job: Job) -> None:
         """End a job because the whole pool stops."""
-        job.traceback = None
+        job.forget_error()
         if isinstance(self.failure, PoolBroken):
             job.error = self.broken(job)
             self.end(job, JobState.LOST)
@@ -947,7 +1106,7 @@ class Dispatch:
         """Decide what becomes of a job whose worker leaves it."""
         if self.stopping or (not job.begun and self._is_desolate()):
             self.end_stopped(job)
-        elif job.begun or job.batch is not None or job.leased:
+        elif job.begun or job.batch is not None or job.terms.leased:
             # The item of a batch has no place to go back to.
             worker = None if job.worker is None or not job.begun else job.worker.id
             error = WorkerCrashed(job.name(), job.attempts > 0, job.attempts, worker)
@@ -959,12 +1118,11 @@ class Dispatch:
                 self.end(job, JobState.LOST)
         else:
             # It stays admitted, whatever its start had taken is given back.
-            permit = None if job.terms is None else job.terms.permit
-            if job.terms is not None:
-                job.terms.permit = None
+            permit = None
+            if self.breaker is not None:
+                permit, job.permit = job.permit, None
             self._take_from_worker(job, _QUEUED)
-            if job.terms is not None:
-                job.terms.permit = permit
+            job.permit = permit
             job.worker = None
             job.state = _QUEUED
             if job.queued_at < 0.0:
@@ -1022,8 +1180,8 @@ class Dispatch:
                 self.end(job, JobState.CANCELLED)
         for job in tuple(batch.put_offs):
             if job.state is not _RUNNING:
+                job.forget_error()
                 job.error = self.cancelled(job)
-                job.traceback = None
                 self.end(job, JobState.CANCELLED)
         if self.listeners:
             self.hear_end()
@@ -1037,7 +1195,7 @@ class Dispatch:
             raise self.refusal()
         if not self.paused:
             self.paused = True
-            self._set_gate(True)
+            self._set_gate(SHUT)
             self.change += 1
             self.resting, self.idle = self.idle, self.resting
 
@@ -1045,12 +1203,12 @@ class Dispatch:
         """Let workers take jobs again."""
         if self.paused:
             self.paused = False
-            self._set_gate(self._always_gated)
+            self._set_gate(self._usual_gate)
             self.resting, self.idle = self.idle, self.resting
             waiting = self.line.count + self.room.count
             self.rouse(math.inf if self.line.sources else waiting)
 
-    def _set_gate(self, gated: bool) -> None:
+    def _set_gate(self, gated: int) -> None:
         self.gated = gated
         for worker in self.workers.values():
             worker.set_gate()
@@ -1058,26 +1216,43 @@ class Dispatch:
     def tell_job(self, hook: str, job: Job, delay: float | None = None) -> None:
         """Call a job hook, if anyone listens."""
         if self.hooks.listening(hook):
-            assert job.state is not None
-            self.hooks.call(
-                hook,
-                JobChanged(
-                    hook.removeprefix("on_"),  # type: ignore[arg-type]
-                    self.config.name,
-                    self.clock(),
-                    job.name(),
-                    job.state,
-                    None if job.worker is None else job.worker.id,
-                    job.attempts,
-                    job.error,
-                    job.key,
-                    delay,
-                ),
-            )
+            self.tell_heard(hook, job, self.stamp(), delay)
+
+    def tell_heard(
+        self, hook: str, job: Job, now: float, delay: float | None = None
+    ) -> None:
+        """Call a job hook that somebody listens to."""
+        terms, worker = job.terms, job.worker
+        event: Any = _Draft()
+        event.kind = _KINDS[hook]
+        event.pool = self.config.name
+        event.time = now + self.epoch
+        # `Job.name`, but for those that have it made when it is asked for.
+        event.job_id = (
+            job.id if terms is self.plain_terms and job.batch is None else job.name()
+        )
+        event.state = job.state
+        event.worker = None if worker is None else worker.id
+        event.attempts = job.attempts
+        event.error = job.error
+        event.key = terms.key
+        event.delay = delay
+        event.__class__ = JobChanged
+        self.hooks.call(hook, event)
+
+    def next_id(self) -> int:
+        """Return a number that no other job of this pool has."""
+        return next(self.ids)
 
     def look_for_listeners(self) -> None:
-        """Note that an event stream was opened or closed."""
-        self.watched = self.hooks.any_job_hook
+        """Note who listens: an event stream was opened or closed."""
+        hooks = self.hooks
+        self.watched = hooks.any_job_hook
+        self.tells_queue = hooks.listening("on_job_queue")
+        self.tells_start = hooks.listening("on_job_start")
+        self.tells_complete = hooks.listening("on_job_complete")
+        self.careful = bool(self.tells_complete or self.config.breaker)
+        """Whether there is more to the end of each job than waking its caller."""
         self.change += 1
 
     def keep_unheard(self, job: Job) -> None:
@@ -1095,7 +1270,7 @@ class Dispatch:
         errors: list[Exception] = []
         for job in self.unheard:
             assert isinstance(job.error, Exception)
-            error = job.error.with_traceback(job.traceback)
+            error = job.error.with_traceback(job.terms.traceback)
             note(
                 error,
                 f"trio_pool: job {job.name()} of pool {self.config.name!r}, "

@@ -126,7 +126,7 @@ class WorkerChanged:
 
 
 @final
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class JobChanged:
     """A job reached another state."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import outcome
 import trio
-from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, current_task, reschedule
 
 from ._events import JobState, Out
 from ._trio import WAKE
@@ -32,51 +32,41 @@ _WAITING = (None, JobState.DELAYED, JobState.QUEUED)
 
 @final
 class Terms:
-    """What few jobs have: options beyond the plain ones, and what they hold."""
+    """What few jobs have: further options, what these hold, and a rare fate.
 
-    __slots__ = (
-        "alarm",
-        "born",
-        "delay",
-        "drain",
-        "expiry",
-        "first_start",
-        "key",
-        "permit",
-        "retry",
-        "token",
-        "ttl",
-        "uid",
-    )
+    Most jobs share the one of their pool, which nobody changes; see
+    `Job.own_terms`.
+    """
 
-    def __init__(
-        self,
-        key: Hashable = None,
-        retry: Retry | None = None,
-        delay: float = 0.0,
-        ttl: float = math.inf,
-        drain: Drain[Any] | None = None,
-        uid: int | str | None = None,
-    ) -> None:
-        self.key = key
-        self.retry = retry
-        self.delay = delay
-        """Seconds to wait before the first start."""
-        self.ttl = ttl
-        self.drain = drain
-        self.uid = uid
-        """The id that the user gave, or None."""
-        self.born = 0.0
-        """When it was given in, if delay or ttl count from there."""
-        self.first_start = 0.0
-        self.alarm: Alarm | None = None
-        """Ends the delay, or the wait before the next attempt."""
-        self.expiry: Alarm | None = None
-        """Ends the job when its ttl is over."""
-        self.permit: int | None = None
-        """What the circuit breaker gave for it."""
-        self.token: object | None = None
-        """The borrower in whose name the shared limiter has lent a token."""
+    # Defaults of the class, not of `__init__`: setting them all would cost a
+    # job with a key a tenth of its time.
+    rich = False
+    """Whether there is anything here but a retry policy, a key and a rare fate."""
+    delay = 0.0
+    """Seconds to wait before the first start."""
+    ttl = math.inf
+    drain: Drain[Any] | None = None
+    uid: int | str | None = None
+    """The id that the user gave, or None."""
+    born = 0.0
+    """When it was given in, if delay or ttl count from there."""
+    first_start = 0.0
+    alarm: Alarm | None = None
+    """Ends the delay, or the wait before the next attempt."""
+    expiry: Alarm | None = None
+    """Ends the job when its ttl is over."""
+    token: object | None = None
+    """The borrower in whose name the shared limiter has lent a token."""
+    before = 0
+    """Attempts that are over."""
+    cancel_asked = False
+    overdue = False
+    leased = False
+    raise_cancel: Callable[[], NoReturn] | None = None
+    traceback: TracebackType | None = None
+
+    retry: Retry | None = None
+    key: Hashable = None
 
 
 @final
@@ -84,50 +74,75 @@ class Job:
     """One piece of input with its options and its fate.
 
     Whoever mends the books mends this too, in the same step; nothing here
-    decides. ``attempts`` is 0 until a worker has really started it; ``before``
-    are those of them that are over.
+    decides. ``attempts`` is 0 until a worker has really started it.
     """
 
-    # Defaults of the class, not of `__init__`: most jobs end without ever
-    # having another value, and setting twenty fields costs as much as a job.
-    state: JobState | None = None
-    before = 0
-    waiting = False
-    cancel_asked = False
-    overdue = False
-    is_process = False
-    leased = False
-    queued_at = -1.0
-    started_at = 0.0
-    index = 0
-    named = -1
-    caller: Task | None = None
-    raise_cancel: Callable[[], NoReturn] | None = None
-    readers: dict[Task, None] | None = None
-    worker: Worker | None = None
-    terms: Terms | None = None
-    value: Any = None
-    traceback: TracebackType | None = None
+    # No more than most jobs need, as all of it has to come into the cache.
+    __slots__ = (
+        "attempts",
+        "batch",
+        "caller",
+        "context",
+        "deadline",
+        "dispatch",
+        "error",
+        "id",
+        "index",
+        "input",
+        "named",
+        "permit",
+        "priority",
+        "queued_at",
+        "readers",
+        "started_at",
+        "state",
+        "terms",
+        "timeout",
+        "value",
+        "waiting",
+        "worker",
+    )
 
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        job_id: int,
-        job_input: Any,
-        context: Context,
-        timeout: float,
-    ) -> None:
-        self.dispatch = dispatch
-        self.id = job_id
-        self.input = job_input
-        self.context = context
-        # What every job is asked for is quicker to find here, though.
-        self.timeout = timeout
-        self.priority = 0
-        self.attempts = 0
-        self.deadline = math.inf
-        self.batch: Batch | None = None
-        self.error: BaseException | None = None
+    dispatch: Dispatch
+    id: int
+    input: Any
+    context: Context
+    timeout: float
+    terms: Terms
+    state: JobState | None
+    priority: int
+    attempts: int
+    deadline: float
+    batch: Batch | None
+    error: BaseException | None
+    worker: Worker | None
+    caller: Task | None
+    """The task that waits in ``process``."""
+    readers: dict[Task, None] | None
+    """The tasks that wait for the reply, or to be let in by ``submit``."""
+
+    # From here on there is no value before it is first set: by who lets the
+    # job wait, starts it, finishes it; by a batch; by who asks the breaker.
+    waiting: bool
+    queued_at: float
+    started_at: float
+    value: Any
+    index: int
+    named: int
+    """The item of a batch that the id was given for."""
+    permit: int | None
+
+    def own_terms(self) -> Terms:
+        """Return terms that are this job's alone."""
+        if self.terms is self.dispatch.plain_terms:
+            self.terms = new_terms(self.terms.retry)
+        return self.terms
+
+    def forget_error(self) -> None:
+        """Let go of the error of an attempt, as another follows."""
+        self.error = None
+        if self.terms.traceback is not None:
+            self.terms.traceback = None
 
     @property
     def item(self) -> Any:
@@ -138,7 +153,7 @@ class Job:
     @property
     def begun(self) -> bool:
         """Whether the present attempt has really started."""
-        return self.attempts > self.before
+        return self.attempts > self.terms.before
 
     def waiters(self) -> list[Task]:
         """List the tasks that wait for the end of this job."""
@@ -154,14 +169,9 @@ class Job:
         is_awaited = self.caller is task or task in (self.readers or ())
         return is_awaited and self.state in _WAITING
 
-    @property
-    def key(self) -> Hashable:
-        """Return the key, None if it has none."""
-        return None if self.terms is None else self.terms.key
-
     def name(self) -> int | str:
         """Return the id, which an item of a batch gets when it is asked for."""
-        if self.terms is not None and self.terms.uid is not None:
+        if self.terms.uid is not None:
             return self.terms.uid
         if self.batch is not None and self.named != self.index:
             self.named = self.index
@@ -170,12 +180,9 @@ class Job:
 
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
         """Trio wants the caller of ``process`` back: withdraw, or cancel the run."""
-        readers = self.readers
-        self.readers = None
         if self.dispatch.withdraw(self):
             return Abort.SUCCEEDED
-        self.readers = readers
-        self.raise_cancel = raise_cancel
+        self.own_terms().raise_cancel = raise_cancel
         self.dispatch.cancel_running(self)
         return Abort.FAILED
 
@@ -192,7 +199,9 @@ class Job:
     def raise_as_caller(self) -> NoReturn:
         """Raise what the direct call would have raised."""
         error = self.error
-        raise_cancel, self.raise_cancel = self.raise_cancel, None
+        raise_cancel = self.terms.raise_cancel
+        if raise_cancel is not None:
+            self.terms.raise_cancel = None
         if error is None:
             assert raise_cancel is not None
             raise_cancel()
@@ -204,26 +213,35 @@ class Job:
                     raise_cancel()
                 except trio.Cancelled:
                     pass
-            raise_caught(error, self.traceback)
+            raise_caught(error, self.terms.traceback)
         finally:
             del error
 
 
-def _fix_layout() -> None:
-    """Make the first job, which has every attribute that any will ever have.
-
-    The interpreter is quick with the attributes of the first objects of a
-    class; a later job with another one would take a microsecond longer.
-    """
-    nothing: Any = None
-    first = Job(nothing, 0, nothing, nothing, 0.0)
-    for name, default in tuple(vars(Job).items()):
-        plain = not (callable(default) or isinstance(default, property))
-        if plain and not name.startswith("__"):
-            setattr(first, name, default)
+def new_terms(retry: Retry | None, key: Hashable = None) -> Terms:
+    """Make terms; with an ``__init__`` this takes longer, as in `new_job`."""
+    terms = Terms()
+    terms.retry = retry
+    terms.key = key
+    return terms
 
 
-_fix_layout()
+def new_job(
+    dispatch: Dispatch, job_id: int, job_input: Any, context: Context, timeout: float
+) -> Job:
+    """Make a job; with an ``__init__`` this takes a third longer."""
+    job = Job()
+    job.dispatch = dispatch
+    job.id = job_id
+    job.input = job_input
+    job.context = context
+    job.timeout = timeout
+    job.terms = dispatch.plain_terms
+    job.priority = job.attempts = 0
+    job.deadline = math.inf
+    job.state = job.batch = job.error = None
+    job.worker = job.caller = job.readers = None
+    return job
 
 
 def raise_caught(error: BaseException, traceback: TracebackType | None) -> NoReturn:
@@ -251,9 +269,9 @@ class Reply(Generic[Out]):
 
     __slots__ = ("_job",)
 
-    # Only the pool makes replies; its records are no part of the public types.
-    def __init__(self, job: Any) -> None:
-        self._job: Job = job
+    if TYPE_CHECKING:
+        # The pool's records are no part of the public types.
+        _job: Any
 
     def __repr__(self) -> str:
         return f"<trio_pool.Reply of job {self.id!r}: {self.state.value}>"
@@ -292,10 +310,10 @@ class Reply(Generic[Out]):
                 del readers[task]
                 return Abort.SUCCEEDED
 
-            await wait_task_rescheduled(abort)
+            await job.dispatch.sleep(abort)
         job.dispatch.heard(job)
         if job.error is not None:
-            raise_caught(job.error, job.traceback)
+            raise_caught(job.error, job.terms.traceback)
         return job.value  # type: ignore[no-any-return]
 
     def cancel(self) -> bool:
@@ -307,9 +325,9 @@ class Reply(Generic[Out]):
         """
         job = self._job
         job.dispatch.check_thread()
-        if self.done or job.cancel_asked:
+        if self.done or job.terms.cancel_asked:
             return False
-        job.cancel_asked = True
+        job.own_terms().cancel_asked = True
         if not job.dispatch.withdraw(job):
             job.dispatch.cancel_running(job)
         return True
@@ -317,24 +335,25 @@ class Reply(Generic[Out]):
     @property
     def id(self) -> int | str:
         """The job's id: a number unique in its pool, or the one that was given."""
-        return self._job.name()
+        return self._job.name()  # type: ignore[no-any-return]
 
     @property
     def state(self) -> JobState:
         """Where the job is."""
-        state = self._job.state
-        assert state is not None
-        return state
+        return self._job.state  # type: ignore[no-any-return]
 
     @property
     def done(self) -> bool:
         """Whether the job has ended, in whatever way."""
-        return self.state.terminal
+        state: JobState = self._job.state
+        return state is JobState.DONE or state.terminal
 
     @property
     def outcome(self) -> outcome.Value[Out] | outcome.Error | None:
         """The job's result or error, fresh at each look; None until it is done."""
         job = self._job
+        if job.state is JobState.DONE:
+            return outcome.Value(job.value)
         if not self.done:
             return None
         job.dispatch.heard(job)
@@ -349,11 +368,18 @@ class Reply(Generic[Out]):
     @property
     def attempts(self) -> int:
         """How often the job was started."""
-        return self._job.attempts
+        return self._job.attempts  # type: ignore[no-any-return]
+
+
+def new_reply(job: Job) -> Reply[Any]:
+    """Make the reply of a job; only the pool does."""
+    reply: Reply[Any] = Reply()
+    reply._job = job  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return reply
 
 
 def outcome_of(job: Job) -> outcome.Value[Any] | outcome.Error:
     """Make the outcome of an ended job; an error has its caught traceback."""
     if job.error is None:
         return outcome.Value(job.value)
-    return outcome.Error(job.error.with_traceback(job.traceback))
+    return outcome.Error(job.error.with_traceback(job.terms.traceback))

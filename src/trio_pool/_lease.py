@@ -13,14 +13,14 @@ from trio.lowlevel import (
     current_task,
     enable_ki_protection,
     reschedule,
-    wait_task_rescheduled,
 )
 
 from ._checks import check_seconds
 from ._current import worker_around
+from ._dispatch import SHUT
 from ._errors import WorkerCrashed, WouldDeadlock
 from ._events import In, JobState, Out, WorkerState
-from ._job import Job
+from ._job import Job, new_job
 from ._trio import WAKE, effective_deadline
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Lease:
         self.hungry = False
         self.worker = worker
         worker.lease = self
-        worker.gated = True
+        worker.gated = SHUT
         self._wake()
         return None
 
@@ -114,7 +114,7 @@ class Lease:
         self.inside = worker_around(task, dispatch)
         try:
             dispatch.nesting.check(task, self, "lease()")
-            await wait_task_rescheduled(self._abort)
+            await dispatch.sleep(self._abort)
             if self._error is not None:
                 raise self._error
         except BaseException:
@@ -158,13 +158,14 @@ class Lease:
             while dispatch.guarded and not dispatch.starts.take():
                 await dispatch.starts.waiters.park()
                 worker = self._usable_worker()
-            job = Job(dispatch, dispatch.next_id(), job_input, copy_context(), timeout)
-            job.leased = job.is_process = True
+            job = new_job(
+                dispatch, dispatch.next_id(), job_input, copy_context(), timeout
+            )
+            job.own_terms().leased = True
             dispatch.start_leased(job, worker)
-            task = current_task()
-            job.readers = {task: None}
+            task = job.caller = current_task()
             job.deadline = effective_deadline(task)
-            await wait_task_rescheduled(job.abort)
+            await dispatch.sleep(job.abort)
             if job.state is JobState.DONE:
                 return job.value
             return job.raise_as_caller()

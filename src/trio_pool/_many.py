@@ -19,7 +19,6 @@ from trio.lowlevel import (
     current_task,
     enable_ki_protection,
     reschedule,
-    wait_task_rescheduled,
 )
 
 from ._batch import Batch
@@ -70,7 +69,7 @@ class _Values:
             return
         error = job.error
         assert error is not None
-        error = error.with_traceback(job.traceback)
+        error = error.with_traceback(job.terms.traceback)
         note(error, _name(job.item, job.index))
         self.failures.append(error)
         del error
@@ -258,7 +257,7 @@ class _Window:
                 raise trio.BusyResourceError("another task is reading this stream")
             self.batch.dispatch.nesting.check(task, self.batch, "reading a stream")
             self._reader = task
-            await wait_task_rescheduled(self._abort)
+            await self.batch.dispatch.sleep(self._abort)
         index = self._read if self._ordered else self._order.popleft()
         job = self._ready.pop(index)
         self._read += 1
@@ -271,7 +270,7 @@ class _Window:
                 raise RuntimeError(
                     f"job {job.id} raised StopAsyncIteration"
                 ) from job.error
-            raise_caught(job.error, job.traceback)
+            raise_caught(job.error, job.terms.traceback)
         return job.value
 
     def _has_next(self) -> bool:

@@ -54,7 +54,11 @@ class Nesting:
         own = worker.job
         waits_for_itself = isinstance(entry, Job) and (
             entry is own
-            or (entry.key is not None and own is not None and entry.key == own.key)
+            or (
+                own is not None
+                and entry.terms.key is not None
+                and entry.terms.key == own.terms.key
+            )
         )
         if waits_for_itself or self._is_stuck():
             del self._waits[task]
@@ -101,7 +105,7 @@ class Nesting:
             elif entry.state is None:
                 entry.error = error
                 dispatch.turn_away(entry)
-            elif entry.caller or entry.is_process:
+            elif entry.caller:
                 entry.error = error
                 dispatch.end(entry, JobState.CANCELLED)
             elif entry.readers:

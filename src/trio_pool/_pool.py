@@ -14,6 +14,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
+from threading import get_ident
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -35,7 +36,6 @@ from trio.lowlevel import (
     checkpoint_if_cancelled,
     current_task,
     enable_ki_protection,
-    wait_task_rescheduled,
 )
 
 from ._checks import check_count, check_key, check_priority, check_seconds, refuse
@@ -51,7 +51,7 @@ from ._events import (
     WorkerSnapshot,
     log,
 )
-from ._job import Job, Reply, Terms, raise_caught
+from ._job import Job, Reply, new_job, new_reply, new_terms, raise_caught
 from ._lease import Lease, LeasedTaskWorker, LeasedWorker
 from ._many import map_items, open_stream, settle_items
 from ._nursery import open_bare_nursery
@@ -60,7 +60,7 @@ from ._policy import Retry
 from ._supervisor import Supervisor
 from ._telling import EventStream
 from ._trio import effective_deadline
-from ._worker import Factory, call_function, call_handler, check_handler
+from ._worker import Factory, check_handler
 from .drain import Drain
 from .streams import Stream
 from .tasks import Task
@@ -73,8 +73,9 @@ if TYPE_CHECKING:
 _RUNNING = JobState.RUNNING
 _DONE = JobState.DONE
 
-# The default priority, known by identity: 0.0 and False have to be refused.
+# Defaults of options, known by identity: 0.0 and False are no priorities.
 _PLAIN = 0
+_FOREVER = math.inf
 Args = TypeVarTuple("Args")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
@@ -89,7 +90,7 @@ class _Handle:
         self._supervisor: Supervisor = supervisor
         self._dispatch: Dispatch = supervisor.dispatch
         self._timeout: float = supervisor.config.timeout
-        self._by_terms: bool = supervisor.dispatch.by_terms
+        self._choosy: bool = supervisor.dispatch.choosy
 
     def __repr__(self) -> str:
         count = self.statistics()
@@ -326,21 +327,28 @@ class Pool(_Handle, Generic[In, Out]):
           PoolClosed, PoolBroken: the pool takes no jobs any more.
         """
         dispatch = self._dispatch
-        job = Job(
-            dispatch, dispatch.next_id(), job_input, copy_context(), self._timeout
+        try:
+            task = current_task()
+        except RuntimeError:
+            task = None
+        if task is None or task._runner is not dispatch.runner:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            task = dispatch.check_task()
+        job = new_job(
+            dispatch, next(dispatch.ids), job_input, copy_context(), self._timeout
         )
         if (
             timeout is not None
             or priority is not _PLAIN
             or key is not None
             or retry is not None
-            or self._by_terms
         ):
             self._set_options(job, timeout, priority, key, retry)
-            if job.terms is not None:
-                return await self._process_by_terms(job)  # type: ignore[no-any-return]
-        if dispatch.accept(job, True):
-            job.caller = task = current_task()
+        if self._choosy or job.terms is not dispatch.plain_terms:
+            waits = dispatch.admit(job, True)
+        else:
+            waits = dispatch.accept(job, True)
+        if waits:
+            job.caller = task
             if (
                 job.state is not _RUNNING
                 and task._parent_nursery is not dispatch.nesting.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
@@ -349,12 +357,21 @@ class Pool(_Handle, Generic[In, Out]):
             # Only where somebody in this run has a deadline at all.
             if task._runner.deadlines._active:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 job.deadline = effective_deadline(task)
-            await wait_task_rescheduled(job.abort)
+            sleep = dispatch.sleep
+            await sleep(job.abort)
             if job.state is _DONE:
                 return job.value  # type: ignore[no-any-return]
         else:
             await checkpoint()
         return job.raise_as_caller()
+
+    def _give_in(self, job: Job, wait: bool) -> bool:
+        dispatch = self._dispatch
+        if get_ident() != dispatch.thread:
+            dispatch.check_thread()
+        if self._choosy or job.terms is not dispatch.plain_terms:
+            return dispatch.admit(job, wait)
+        return dispatch.accept(job, wait)
 
     def _check_wait(self, job: Job, task: TrioTask, wait: str = "process()") -> None:
         try:
@@ -363,23 +380,6 @@ class Pool(_Handle, Generic[In, Out]):
             job.readers = None
             self._dispatch.withdraw(job)
             raise
-
-    async def _process_by_terms(self, job: Job) -> Any:
-        dispatch = self._dispatch
-        job.is_process = True
-        if dispatch.admit(job, True):
-            task = current_task()
-            # Not its caller: such jobs end where there is more to do than wake it.
-            job.readers = {task: None}
-            if job.state is not _RUNNING:
-                self._check_wait(job, task)
-            job.deadline = effective_deadline(task)
-            await wait_task_rescheduled(job.abort)
-            if job.state is _DONE:
-                return job.value
-        else:
-            await checkpoint()
-        return job.raise_as_caller()
 
     @enable_ki_protection
     async def submit(
@@ -413,10 +413,10 @@ class Pool(_Handle, Generic[In, Out]):
         job = self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
         dispatch.check_thread()
         await checkpoint_if_cancelled()
-        (dispatch.accept if job.terms is None else dispatch.admit)(job, True)
+        self._give_in(job, True)
         if job.state is not None:
             await cancel_shielded_checkpoint()
-            return Reply(job)
+            return new_reply(job)
         task = current_task()
         job.readers = {task: None}
         self._check_wait(job, task, "submit()")
@@ -426,11 +426,11 @@ class Pool(_Handle, Generic[In, Out]):
             dispatch.withdraw(job)
             return Abort.SUCCEEDED
 
-        await wait_task_rescheduled(abort)
+        await dispatch.sleep(abort)
         if job.state is None:
             assert job.error is not None
             raise_caught(job.error, None)
-        return Reply(job)
+        return new_reply(job)
 
     @enable_ki_protection
     def submit_nowait(
@@ -452,10 +452,9 @@ class Pool(_Handle, Generic[In, Out]):
         Raises:
           BacklogFull: there is no room now; it is a `trio.WouldBlock`.
         """
-        dispatch = self._dispatch
         job = self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
-        (dispatch.accept if job.terms is None else dispatch.admit)(job, False)
-        return Reply(job)
+        self._give_in(job, False)
+        return new_reply(job)
 
     async def submit_batch(
         self,
@@ -493,24 +492,47 @@ class Pool(_Handle, Generic[In, Out]):
         uid: int | str | None,
     ) -> Job:
         dispatch = self._dispatch
-        job = Job(
-            dispatch, dispatch.next_id(), job_input, copy_context(), self._timeout
+        job = new_job(
+            dispatch, next(dispatch.ids), job_input, copy_context(), self._timeout
         )
-        self._set_options(job, timeout, priority, key, retry)
+        if (
+            timeout is not None
+            or priority is not _PLAIN
+            or key is not None
+            or retry is not None
+        ):
+            self._set_options(job, timeout, priority, key, retry)
+        if (
+            delay
+            or ttl is not _FOREVER
+            or drain is not None
+            or uid is not None
+            or type(delay) is not float
+        ):
+            self._set_further_options(job, delay, ttl, drain, uid)
+        return job
+
+    def _set_further_options(
+        self,
+        job: Job,
+        delay: float,
+        ttl: float,
+        drain: Drain[Any] | None,
+        uid: int | str | None,
+    ) -> None:
         if delay or ttl != math.inf or drain is not None or uid is not None:
             check_seconds("delay", delay, infinite=False)
             check_seconds("ttl", ttl, zero=False)
             _check_drain(drain)
             _check_id(uid)
-            if job.terms is None:
-                job.terms = Terms()
-            job.terms.delay = delay
-            job.terms.ttl = ttl
-            job.terms.drain = drain
-            job.terms.uid = uid
-        elif delay != 0.0 or isinstance(delay, bool):
+            terms = job.own_terms()
+            terms.rich = True
+            terms.delay = delay
+            terms.ttl = ttl
+            terms.drain = drain
+            terms.uid = uid
+        else:
             check_seconds("delay", delay, infinite=False)
-        return job
 
     def _set_options(
         self,
@@ -520,10 +542,16 @@ class Pool(_Handle, Generic[In, Out]):
         key: Hashable,
         retry: Retry | None,
     ) -> None:
-        job.timeout, job.priority, retry = self._batch_options(timeout, priority, retry)
-        check_key("key", key)
-        if self._by_terms or key is not None or retry is not None:
-            job.terms = Terms(key, retry or self._supervisor.config.retry)
+        if timeout is not None:
+            check_seconds("timeout", timeout, zero=False)
+            job.timeout = timeout
+        if priority is not _PLAIN:
+            check_priority(priority)
+            job.priority = priority
+        if key is not None or retry is not None:
+            check_key("key", key)
+            _check_retry(retry)
+            job.terms = new_terms(retry or job.terms.retry, key)
 
     @asynccontextmanager
     async def lease(
@@ -981,11 +1009,11 @@ def open_pool(
         if worker is not None:
             raise TypeError("give either a handler or worker=, not both")
         check_handler("handler", handler)
-        return _run_pool(config, _constant(handler), call_handler)
+        return _run_pool(config, _constant(handler), Pool)
     if worker is not None:
         _check_factory(worker)
-        return _run_pool(config, worker, call_handler)
-    return _run_pool(config, _constant(_no_handler), call_function)
+        return _run_pool(config, worker, Pool)
+    return _run_pool(config, _constant(_no_handler), TaskPool)
 
 
 async def _no_handler(_: object) -> None:
@@ -1039,14 +1067,14 @@ def _check_factory(worker: Any) -> None:
 
 @asynccontextmanager
 async def _run_pool(
-    config: PoolConfig, factory: Factory, call: Callable[..., Awaitable[Any]]
+    config: PoolConfig, factory: Factory, kind: type[Pool[Any, Any] | TaskPool]
 ) -> AsyncGenerator[Any, None]:
     if not config.plugins:
-        async with _run_workers(config, factory, call, {}) as pool:
+        async with _run_workers(config, factory, kind, {}) as pool:
             yield pool
         return
     async with open_plugins(config) as (config, plugins):
-        async with _run_workers(config, factory, call, plugins) as pool:
+        async with _run_workers(config, factory, kind, plugins) as pool:
             yield pool
 
 
@@ -1054,12 +1082,11 @@ async def _run_pool(
 async def _run_workers(
     config: PoolConfig,
     factory: Factory,
-    call: Callable[..., Awaitable[Any]],
+    kind: type[Pool[Any, Any] | TaskPool],
     plugins: dict[str, Any],
 ) -> AsyncGenerator[Any, None]:
-    supervisor = Supervisor(config, factory, call)
+    supervisor = Supervisor(config, factory, kind is TaskPool)
     supervisor.plugins = plugins
-    kind = TaskPool if call is call_function else Pool[Any, Any]
     pool = kind(supervisor)
     supervisor.dispatch.prepare()
     error: BaseException | None = None

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, final
 import trio
 from trio.lowlevel import ParkingLot, enable_ki_protection
 
-from ._job import Terms
-
 if TYPE_CHECKING:
     from ._dispatch import Dispatch
     from ._job import Job
@@ -81,9 +79,7 @@ class Starts:
     def lend(self, job: Job) -> None:
         """Let a job hold the token that `take` has just taken."""
         if self._taken:
-            if job.terms is None:
-                job.terms = Terms(retry=self._dispatch.config.retry)
-            job.terms.token = self._taken.pop()
+            job.own_terms().token = self._taken.pop()
 
     def release(self, token: object) -> None:
         """Give a token back to the limiter."""

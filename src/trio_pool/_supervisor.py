@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, final
@@ -26,11 +25,9 @@ from ._events import (
     log,
 )
 from ._policy import Scaler
-from ._worker import Factory, Handler, Worker
+from ._worker import Factory, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from ._config import PoolConfig
 
 # No worker is set up again faster than this, whatever its backoff says.
@@ -67,12 +64,13 @@ class Supervisor:
         self,
         config: PoolConfig,
         factory: Factory,
-        call: Callable[[Handler, Any], Awaitable[Any]],
+        calls_functions: bool,
     ) -> None:
         self.config = config
         self.dispatch = Dispatch(config)
         self.factory = factory
-        self.call = call
+        self.calls_functions = calls_functions
+        """Whether the jobs bring what is to be called."""
         self.middleware = config.middleware
         self.plugins: dict[str, Any] = {}
         self.restarts = 0

@@ -25,14 +25,14 @@ class HookCalls:
     """
 
     def __init__(self, hooks: Iterable[Hooks]) -> None:
-        found: dict[str, list[Listener]] = {}
+        found: dict[str, tuple[Listener, ...]] = {}
         for name in HOOK_NAMES:
             plain = getattr(Hooks, name)
-            found[name] = [
+            found[name] = tuple(
                 getattr(hook, name)
                 for hook in hooks
                 if getattr(type(hook), name) is not plain or name in vars(hook)
-            ]
+            )
         self._found = found
         self._hooks_hear_jobs = any(
             found[name] for name in found if name.startswith("on_job_")
@@ -46,16 +46,17 @@ class HookCalls:
 
     def call(self, name: str, event: Event) -> None:
         """Tell every listener; drop and log the one that raises."""
-        for listener in tuple(self._found[name]):
+        for listener in self._found[name]:
             try:
                 listener(event)
             except BaseException:
                 # Not even an exit: the caller of the job waits to be woken.
-                if listener in self._found[name]:
-                    self._found[name].remove(listener)
+                left = [other for other in self._found[name] if other != listener]
+                self._found[name] = tuple(left)
                 log.exception("the hook %s raised and is not called again", name)
-        for buffer in self._buffers:
-            buffer.tell(event)
+        if self._buffers:
+            for buffer in self._buffers:
+                buffer.tell(event)
 
     def open_stream(
         self, pool: str, clock: Callable[[], float], buffer: int

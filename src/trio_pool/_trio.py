@@ -9,16 +9,21 @@ task that user code has left broken.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from collections.abc import Awaitable, Callable
+from types import coroutine
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
 from outcome import Outcome
 from trio import CancelScope
+from trio.lowlevel import Abort, wait_task_rescheduled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Generator
 
     from trio.abc import Clock
     from trio.lowlevel import Task
+
+Sleep: TypeAlias = Callable[[Callable[[Callable[[], NoReturn]], Abort]], Awaitable[Any]]
 
 
 @final
@@ -42,6 +47,46 @@ class _Wake(Outcome[None]):
 
 
 WAKE = _Wake()
+
+
+def sleeper() -> Sleep:
+    """Return `trio.lowlevel.wait_task_rescheduled` for one run, a good deal shorter.
+
+    Trio's makes a message for its scheduler and a coroutine for each sleep,
+    0.5 us and 500 bytes that have to be in the cache. The scheduler reads the
+    message in the step in which it is sent, so one is enough for a whole run.
+    """
+    message = _sleep_message()
+    if message is None:
+        return wait_task_rescheduled
+    fields = vars(message)
+
+    @coroutine
+    def sleep(abort: Callable[[Callable[[], NoReturn]], Abort]) -> Any:
+        fields["abort_func"] = abort
+        woken: Any = yield message
+        # Nothing of a sleeper is to be kept alive by this.
+        fields["abort_func"] = None
+        return None if woken is WAKE else woken.unwrap()
+
+    return sleep
+
+
+def _sleep_message() -> object:
+    """Return what trio's scheduler is sent by a task that goes to sleep.
+
+    None, if it is not what it used to be, or cannot be sent again.
+    """
+
+    def abort(_: object) -> Abort:
+        return Abort.FAILED
+
+    asleep = wait_task_rescheduled(abort)  # noqa: ASYNC105
+    message: object = asleep.send(None)
+    asleep.close()
+    return (
+        message if getattr(message, "__dict__", None) == {"abort_func": abort} else None
+    )
 
 
 def effective_deadline(task: Task) -> float:
@@ -71,9 +116,12 @@ def show_deadline(scope: CancelScope, deadline: float) -> None:
     scope._deadline = deadline
 
 
-def rescheduler(task: Task) -> Callable[[Task, Outcome[Any]], None]:
-    """Return `trio.lowlevel.reschedule` of the run of ``task``, one call shorter."""
-    return task._runner.reschedule
+def runner_of(task: Task) -> Any:
+    """Return what runs ``task``, and all others of its run.
+
+    Its ``reschedule`` is `trio.lowlevel.reschedule`, one call shorter.
+    """
+    return task._runner
 
 
 def forget_nurseries(task: Task) -> None:

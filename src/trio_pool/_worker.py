@@ -25,13 +25,14 @@ from trio.lowlevel import (
     current_task,
     disable_ki_protection,
     enable_ki_protection,
-    wait_task_rescheduled,
 )
 
 from ._checks import is_async
 from ._current import CurrentJob, crew, describe
+from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
+from ._job import Job
 from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from ._batch import Batch
     from ._dispatch import Dispatch
-    from ._job import Job
     from ._lease import Lease
     from ._supervisor import Supervisor
     from ._timer import Alarm
@@ -52,6 +52,7 @@ Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]]"
 
 _DONE = JobState.DONE
+_RUNNING = JobState.RUNNING
 _IDLE = WorkerState.IDLE
 _MISSING = object()
 
@@ -63,14 +64,7 @@ _SKIP = 7
 _SHORT = 0.00002
 
 
-@disable_ki_protection
-async def call_handler(handler: Handler, job_input: Any) -> Any:
-    """Call a handler so that Ctrl-C may interrupt it, unlike its worker."""
-    return await handler(job_input)
-
-
-@disable_ki_protection
-async def call_function(_: object, call: tuple[Callable[..., Any], Any]) -> Any:
+async def call_function(call: tuple[Callable[..., Any], Any]) -> Any:
     """Call the async function that a job of a `TaskPool` is."""
     return await call[0](*call[1])
 
@@ -102,14 +96,18 @@ class Worker:
         "_base",
         "_crash",
         "_fetch",
+        "_last_words",
         "_life",
-        "_onion",
+        "_points",
+        "_ready",
+        "_rested",
         "_scope",
+        "_shown",
+        "_status",
         "_watch",
         "alarms",
         "asleep",
         "crashes",
-        "deadline",
         "dispatch",
         "gated",
         "heed",
@@ -144,8 +142,8 @@ class Worker:
         self.leaving = False
         """It stops after its job: retired, or to be replaced by a fresh one."""
         self.lease: Lease | None = None
-        self.gated = self.dispatch.gated
-        """More than being free is wanting for it to get a job."""
+        self.gated = SHUT
+        """What more than being free is wanting for it to get a job."""
         self.job: Job | None = None
         self.ticket: Job | None = None
         self.jobs = 0
@@ -160,7 +158,6 @@ class Worker:
         self.crashes: deque[float] = deque()
         self.alarms: list[Alarm] = []
         """What is to happen to it: a restart, or recycling."""
-        self.deadline = inf
         self._watch = inf
         self._alarm: Alarm | None = None
         self.heed = False
@@ -169,9 +166,19 @@ class Worker:
         self.own_nurseries: frozenset[trio.Nursery] = frozenset()
         """Those of its own context: what runs there is part of no job."""
         self.is_getting_ready = False
-        self._onion: Callable[[CurrentJob], Awaitable[Any]] | None = None
+        self._ready: Callable[[], Awaitable[object]] | None = None
         self._crash: BaseException | None = None
-        self._scope: trio.CancelScope | None = None
+        self._last_words: WorkerCrashed | None = None
+        """What is raised in its own context as it crashes."""
+        self._status: object = None
+        """Trio's, that it has while no handler has opened a scope."""
+        self._shown = inf
+        """The deadline that handlers see."""
+        self._points = 0
+        self._rested = 0.0
+        """When it last let other tasks run, and trio's count of it."""
+        self._scope: Any = None
+        """The scope that all its jobs run in, until one is cancelled."""
         self._life: trio.CancelScope | None = None
 
     # What others do to it: synchronous.
@@ -214,11 +221,13 @@ class Worker:
 
     def set_gate(self) -> None:
         """Note whether it may just take the next job when it is free."""
-        self.gated = self.dispatch.gated or self.leaving or self.lease is not None
+        shut = self.leaving or self.lease is not None or self._ready is not None
+        self.gated = SHUT if shut else self.dispatch.gated
 
     def recycle(self) -> None:
         """Leave after the current job; an idle worker has to be nudged."""
-        self.leaving = self.gated = self.heed = True
+        self.leaving = self.heed = True
+        self.gated = SHUT
         if self.is_getting_ready:
             self.cancel_job("trio_pool: the worker is not wanted any more")
 
@@ -243,7 +252,7 @@ class Worker:
         mailbox, receiver = trio.open_memory_channel["Job | None"](1)
         self.post = mailbox.send_nowait
         self._fetch = receiver.receive_nowait
-        self._crash = None
+        self._crash = self._last_words = None
         trouble: BaseException | None = None
         try:
             with trio.CancelScope() as self._life:
@@ -261,7 +270,8 @@ class Worker:
                         await cancel_shielded_checkpoint()
         except BaseException as error:
             trouble = error
-        self._life = self._scope = self._onion = None
+        self._life = self._scope = self._status = None
+        self._ready = self._last_words = None
         del crew()[self.task]
         if self.task.child_nurseries:
             forget_nurseries(self.task)
@@ -281,178 +291,249 @@ class Worker:
             )
         return _Checked(manager)
 
+    # Ctrl-C may land anywhere in here, as it may in the handler: whatever of it
+    # touches the books is in a call that is protected. A frame in between would
+    # do too, but costs a job more than all the checks of its context.
+    @disable_ki_protection
     async def serve(self, handler: Handler) -> None:
         """Run jobs until told to retire; raises `WorkerCrashed` to be replaced."""
-        dispatch = self.dispatch
-        task = self.task
-        call = self.supervisor.call
-        if self.supervisor.middleware:
-            self._onion = compose(self.supervisor.middleware, call, handler)
-            call = self._call_onion
-        ready = getattr(handler, "ready", None)
-        next_job = dispatch.next_job
-        finish = dispatch.finish
-        wake = dispatch.reschedule
-        fetch = self._fetch
-        clock = dispatch.clock
-        stamp = dispatch.stamp
-        waits = dispatch.waits.pending
-        runs = dispatch.runs.pending
-        plain = stamp is perf_counter
+        call = self._prepare(handler)
+        answer = self._answer
+        await self._get_settled()
+        while not self.leaving or self.lease is not None:
+            with self._new_scope():
+                job = await self._next_job()
+                while job is not None:
+                    batch = job.batch
+                    pulls = batch is not None and self._may_pull(job, batch)
+                    try:
+                        if pulls:
+                            value = await self._pull(job, handler)
+                        else:
+                            value = await call(job.input)
+                    except BaseException as error:
+                        self._answer_error(job, error)
+                        job = None
+                    else:
+                        job = answer(job, value, pulls)
+                    if job is None:
+                        if self.heed:
+                            break
+                        job = await self._next_job()
+                if self._last_words is not None:
+                    raise self._last_words from self._crash
+
+    @enable_ki_protection
+    def _prepare(self, handler: Handler) -> Handler:
+        """Get to know a new handler; return what is to be called with an input."""
+        supervisor = self.supervisor
+        self._ready = getattr(handler, "ready", None)
+        self.set_gate()
+        call = call_function if supervisor.calls_functions else handler
+        if not supervisor.middleware:
+            return call
+        onion = compose(supervisor.middleware, call)
+        return lambda _: onion(describe(self.job))
+
+    @enable_ki_protection
+    async def _get_settled(self) -> None:
         # No job may see the worker's own context object, which it could change.
-        task.context = self._base.copy()
+        self.task.context = self._base.copy()
         await cancel_shielded_checkpoint()
         # In this same step it gets ready for mail, or takes its first job.
-        self.own_nurseries = frozenset(task.child_nurseries)
+        self.own_nurseries = frozenset(self.task.child_nurseries)
         self.supervisor.worker_ready(self)
-        while not self.leaving or self.lease is not None:
-            scope = self._scope = trio.CancelScope()
-            self.heed = self.leaving
-            shown = inf
-            with scope:
-                status = task._cancel_status
-                # The time slice: when this worker last let other tasks run.
-                points = task._schedule_points
-                rested = 0.0
-                tired = False
-                # Time passes in sleep and in jobs: once after each is enough.
-                now = stamp()
-                while True:
-                    job = self.job
-                    if job is None:
-                        if (
-                            ready is not None
-                            and not (self.lease and self.lease.holds(self))
-                            and not dispatch.is_spent(self)
-                        ):
-                            await self._get_ready(ready)
-                            if self.heed:
-                                break
-                        job = next_job(self, now)
-                        if self.job is not job:
-                            # A hook that heard of it has had it withdrawn.
-                            dispatch.wake_up(self)
-                            continue
-                        if job is None:
-                            if self.leaving and self.lease is None:
-                                return
-                            if self.gated:
-                                dispatch.rest(self)
-                            else:
-                                self.state = _IDLE
-                                dispatch.idle[self] = None
-                            # An idle worker keeps nothing of a caller alive.
-                            task.context = self._base
-                            self.ticket = context = batch = caller = None
-                            # Sleeping here instead of in the channel's
-                            # `receive` makes the way of a job a fifth shorter.
-                            self.asleep = True
-                            await wait_task_rescheduled(self._woken)
-                            fetch()
-                            if self.job is None:
-                                dispatch.wake_up(self)
-                            points = task._schedule_points
-                            rested = 0.0
-                            tired = False
-                            if len(runs) >= FLUSH or len(waits) >= FLUSH:
-                                dispatch.flush()
-                            now = stamp()
-                            continue
-                        # An idle worker was woken in the job's context; a busy
-                        # one is still in that of the last job.
-                        if tired or (
-                            (copy_context() or job.context)
-                            and not in_context(job.context)
-                        ):
-                            context = job.context
-                            task.context = context.copy() if job.batch else context
-                            await cancel_shielded_checkpoint()
-                            points = task._schedule_points
-                            rested = 0.0
-                            tired = False
-                            if len(runs) >= FLUSH or len(waits) >= FLUSH:
-                                dispatch.flush()
-                            now = stamp()
-                            if self.job is not job:
-                                # It was withdrawn meanwhile.
-                                dispatch.wake_up(self)
-                                continue
-                        if job.batch is None:
-                            waits.append(now - job.queued_at)
-                    deadline = job.deadline
-                    if job.timeout < inf:
-                        deadline = min(
-                            deadline, self.start_timer(clock() + job.timeout)
-                        )
-                    job.attempts += 1
-                    job.started_at = now
-                    self.jobs += 1
-                    if deadline != shown:
-                        show_deadline(scope, deadline)
-                        shown = deadline
-                    if dispatch.watched:
-                        dispatch.tell_job("on_job_start", job)
-                    batch = job.batch
-                    try:
-                        if (
-                            batch is None
-                            or job.before
-                            or ready is not None
-                            or not batch.is_alone()
-                        ):
-                            job.value = await call(handler, job.input)
-                            moment = perf_counter()
-                            now = moment if plain else stamp()
-                            spent = now - job.started_at
-                            if spent < _SHORT:
-                                self.quick += 1
-                                self.quick_time += spent
-                            else:
-                                runs.append(spent)
-                        else:
-                            await self._pull(job, batch, handler, status)
-                            moment = perf_counter()
-                            now = moment if plain else stamp()
-                    except BaseException as error:
-                        # Measured first: what is told of the end may ask for it.
-                        moment = perf_counter()
-                        now = moment if plain else stamp()
-                        runs.append(now - job.started_at)
-                        self._settle_error(job, error)
-                        if task._cancel_status is not status:
-                            self._misnested(None)
-                    else:
-                        if task._cancel_status is status:
-                            caller = job.caller
-                            if caller is None or dispatch.watched:
-                                finish(job)
-                            else:
-                                # `Dispatch.finish` once more, for the jobs
-                                # that there are most of: the call would show.
-                                job.state = _DONE
-                                self.job = job.caller = None
-                                self.deadline = inf
-                                dispatch.running -= 1
-                                dispatch.done += 1
-                                wake(caller, WAKE)
-                                if dispatch.listeners:
-                                    dispatch.hear_end()
-                        else:
-                            self._misnested(job)
+
+    @enable_ki_protection
+    def _new_scope(self) -> trio.CancelScope:
+        scope = self._scope = trio.CancelScope()
+        self._status = None
+        self._shown = inf
+        self.heed = self.leaving
+        self._rest_anew()
+        return scope
+
+    def _rest_anew(self) -> None:
+        """Note that others have run: the time slice begins anew."""
+        self._points = self.task._schedule_points
+        self._rested = perf_counter()
+        self.dispatch.flush_if_due()
+
+    @enable_ki_protection
+    async def _next_job(self) -> Job | None:
+        """Wait for a job, and start it; None if it is told to leave meanwhile."""
+        dispatch = self.dispatch
+        task = self.task
+        stamp = dispatch.stamp
+        self._status = task._cancel_status
+        now = stamp()
+        while True:
+            job = self.job
+            if job is None:
+                if (
+                    self._ready is not None
+                    and not (self.lease and self.lease.holds(self))
+                    and not dispatch.is_spent(self)
+                ):
+                    await self._get_ready(self._ready)
                     if self.heed:
-                        if self._crash is not None:
-                            raise self._last_words(job) from self._crash
-                        break
-                    slept = task._schedule_points
-                    if slept != points:
-                        points = slept
-                        rested = 0.0
-                        if len(runs) >= FLUSH or len(waits) >= FLUSH:
-                            dispatch.flush()
-                    elif rested:
-                        tired = moment - rested > dispatch.slice
+                        return None
+                job = dispatch.next_job(self, now)
+                if self.job is not job:
+                    # A hook that heard of it has had it withdrawn.
+                    dispatch.wake_up(self)
+                    continue
+                if job is None:
+                    if self.leaving and self.lease is None:
+                        return None
+                    if self.gated:
+                        dispatch.rest(self)
                     else:
-                        rested = moment
+                        self.state = _IDLE
+                        dispatch.idle[self] = None
+                    # An idle worker keeps nothing of a caller alive.
+                    task.context = self._base
+                    self.ticket = None
+                    # Sleeping here instead of in the channel's `receive` makes
+                    # the way of a job a fifth shorter.
+                    self.asleep = True
+                    sleep, fetch = dispatch.sleep, self._fetch
+                    await sleep(self._woken)
+                    fetch()
+                    if self.job is None:
+                        dispatch.wake_up(self)
+                    self._rest_anew()
+                    now = stamp()
+                    continue
+                # An idle worker was woken in the job's context; a busy one is
+                # still in that of the last job.
+                tired = (
+                    self._points == task._schedule_points
+                    and perf_counter() - self._rested > dispatch.slice
+                )
+                if tired or (
+                    (task.context or job.context) and not in_context(job.context)
+                ):
+                    context = job.context
+                    task.context = context.copy() if job.batch else context
+                    await cancel_shielded_checkpoint()
+                    self._rest_anew()
+                    now = stamp()
+                    if self.job is not job:
+                        # It was withdrawn meanwhile.
+                        dispatch.wake_up(self)
+                        continue
+                if job.batch is None:
+                    dispatch.waits.pending.append(now - job.queued_at)
+            return self._start(job, now)
+
+    def _start(self, job: Job, now: float) -> Job:
+        """Note that a job starts now, to end within its time."""
+        dispatch = self.dispatch
+        deadline = job.deadline
+        if job.timeout < inf:
+            end = now + dispatch.epoch + job.timeout
+            if end < self._watch:
+                self._watch_until(end)
+            if end < deadline:
+                deadline = end
+        job.attempts += 1
+        job.started_at = now
+        self.jobs += 1
+        if deadline != self._shown:
+            self._shown = deadline
+            show_deadline(self._scope, deadline)
+        if dispatch.tells_start:
+            dispatch.tell_heard("on_job_start", job, now)
+        return job
+
+    @enable_ki_protection
+    def _answer(self, job: Job, value: Any, measured: bool) -> Job | None:
+        """Answer a job, and start the next one, if nothing is to be waited for.
+
+        This is `Dispatch.finish`, `Dispatch.next_job` and `_next_job` in a
+        nutshell, for the jobs that there are most of; every call would show.
+        """
+        dispatch = self.dispatch
+        task = self.task
+        job.value = value
+        now = moment = perf_counter()
+        if not dispatch.is_real:
+            now = dispatch.clock()
+        if not measured:
+            spent = now - job.started_at
+            if spent < _SHORT:
+                self.quick += 1
+                self.quick_time += spent
+            else:
+                dispatch.runs.pending.append(spent)
+        if task._cancel_status is not self._status:
+            self._misnested(job)
+            return None
+        if (
+            dispatch.careful
+            or job.terms is not dispatch.plain_terms
+            or job.batch is not None
+        ):
+            dispatch.finish(job)
+        else:
+            job.state = _DONE
+            self.job = None
+            dispatch.done += 1
+            caller = job.caller
+            if caller is not None:
+                job.caller = None
+                reschedule = dispatch.reschedule
+                reschedule(caller, WAKE)
+            elif job.readers:
+                job.wake()
+            if dispatch.listeners:
+                dispatch.hear_end()
+        gate = self.gated
+        if self.heed or (gate and (gate == SHUT or dispatch.idle)):
+            return None
+        slept = task._schedule_points
+        if slept != self._points:
+            self._points = slept
+            self._rested = moment
+            if len(dispatch.waits.pending) >= FLUSH:
+                dispatch.flush()
+        elif moment - self._rested > dispatch.slice:
+            return None
+        line = dispatch.line
+        top = line.top
+        if not top or dispatch.room.count:
+            return None
+        following = top[0]
+        if type(following) is not Job or not following.waiting:
+            return None
+        # Its length is that of the present context, and looking costs no copy.
+        context = following.context
+        if (task.context or context) and not in_context(context):
+            return None
+        if gate and not dispatch.may_pass(following):
+            return None
+        top.popleft()
+        following.waiting = False
+        line.count -= 1
+        following.state = _RUNNING
+        following.worker = self
+        self.job = following
+        dispatch.waits.pending.append(now - following.queued_at)
+        return self._start(following, now)
+
+    @enable_ki_protection
+    def _answer_error(self, job: Job, error: BaseException) -> None:
+        """Decide what an error means, and answer; measured before it is told."""
+        dispatch = self.dispatch
+        dispatch.runs.pending.append(dispatch.stamp() - job.started_at)
+        self._settle_error(job, error)
+        if self.task._cancel_status is not self._status:
+            self._misnested(job, answered=True)
+
+    def _may_pull(self, job: Job, batch: Batch) -> bool:
+        """Say whether this item and those after it may be run without asking."""
+        return not job.terms.before and self._ready is None and batch.is_alone()
 
     async def _get_ready(self, ready: Callable[[], Awaitable[object]]) -> None:
         """Wait until the handler says that it can take a job."""
@@ -465,27 +546,18 @@ class Worker:
         finally:
             self.is_getting_ready = False
 
-    @disable_ki_protection
-    async def _call_onion(self, _: Handler, __: object) -> Any:
-        """Call the middleware around the handler."""
-        assert self._onion is not None
-        assert self.job is not None
-        return await self._onion(describe(self.job))
-
-    @disable_ki_protection
-    async def _pull(
-        self, job: Job, batch: Batch, handler: Handler, status: object
-    ) -> None:
+    async def _pull(self, job: Job, handler: Handler) -> Any:
         """Run an item of `map` and those after it, while nothing else is to do.
 
-        Returns with a value in ``job`` that is still to be answered. This is
+        Returns the value of the item in ``job``, still to be answered. This is
         `Batch.take` and `Dispatch.finish` in a nutshell: an item costs less
         than one of those calls. So does protection from Ctrl-C, which may
         land anywhere here: the books move by the one store of ``batch.taken``,
         and the item in hand is lost, as it is when Ctrl-C lands in a handler.
         """
-        dispatch = self.dispatch
-        task = self.task
+        dispatch, batch = self.dispatch, job.batch
+        assert batch is not None
+        task, status = self.task, self._status
         advance, iterator, values = batch.advance, batch.iterator, batch.values
         assert iterator is not None
         assert values is not None
@@ -570,17 +642,13 @@ class Worker:
             self.quick += quick + span - skip
             if real:
                 self.quick_time += quick_time
-        job.value = value
+        return value
 
-    def start_timer(self, deadline: float) -> float:
-        """Have the job cancelled at ``deadline`` if it still runs."""
-        self.deadline = deadline
-        if deadline < self._watch:
-            # One alarm a worker is enough: ringing, it looks at the job there is.
-            if self._alarm is not None:
-                self.dispatch.timer.take_back(self._alarm)
-            self._set_alarm(deadline)
-        return deadline
+    def _watch_until(self, deadline: float) -> None:
+        """Have the job that there is then looked at, at its deadline."""
+        if self._alarm is not None:
+            self.dispatch.timer.take_back(self._alarm)
+        self._set_alarm(deadline)
 
     def _set_alarm(self, when: float) -> None:
         self._watch = when
@@ -590,27 +658,30 @@ class Worker:
         now = self.dispatch.clock()
         self._watch = inf
         self._alarm = None
-        if self.job is None or self.deadline == inf:
+        job = self.job
+        if job is None or not job.begun or job.timeout == inf or job.terms.overdue:
             return
-        if self.deadline > now:
-            self._set_alarm(self.deadline)
+        deadline = job.started_at + self.dispatch.epoch + job.timeout
+        if deadline > now:
+            self._set_alarm(deadline)
         else:
-            self.deadline = inf
-            self.job.overdue = True
-            self.cancel_job(f"trio_pool: job {self.job.name()} ran out of time")
+            job.own_terms().overdue = True
+            self.cancel_job(f"trio_pool: job {job.name()} ran out of time")
 
-    def _last_words(self, job: Job) -> WorkerCrashed:
+    def _die(self, job: Job, crash: BaseException) -> None:
+        """Leave, as the worker is broken."""
+        self._crash = crash
         # The context manager gets an error of its own: the job's error object
         # is being raised in the caller's task meanwhile.
-        return WorkerCrashed(job.name(), True, job.attempts, self.id)
+        self._last_words = WorkerCrashed(job.name(), True, job.attempts, self.id)
+        self.heed = True
 
-    def _misnested(self, job: Job | None) -> None:
+    def _misnested(self, job: Job, answered: bool = False) -> None:
         error = RuntimeError(
             "the handler left a cancel scope or nursery open, so its worker is broken"
         )
-        self._crash = self._crash or error
-        self.heed = True
-        if job is not None:
+        self._die(job, self._crash or error)
+        if not answered:
             job.value = None
             self._lose(job, error)
             self.dispatch.fail(job, JobState.LOST)
@@ -623,7 +694,7 @@ class Worker:
     def _settle_error(self, job: Job, error: BaseException) -> None:
         """Decide what an error of a handler means, and answer."""
         job.name()
-        job.traceback = _below_call(error.__traceback__)
+        traceback = _below_call(error.__traceback__)
         dispatch = self.dispatch
         rest: BaseException | None = error
         try:
@@ -642,29 +713,28 @@ class Worker:
                 self._settle_cancelled(job, error)
             elif isinstance(rest, Exception):
                 # A cancelled caller gets its group whole, as from a direct call.
-                job.error = rest if job.raise_cancel is None else error
+                terms = job.own_terms()
+                terms.traceback = traceback
+                job.error = rest if terms.raise_cancel is None else error
                 if _is_of(rest, dispatch.config.crash_on):
-                    self._crash = rest
-                    self.heed = True
+                    self._die(job, rest)
                 dispatch.fail(job, JobState.FAILED)
             else:
-                job.traceback = None
                 self._lose(job, rest)
-                self._crash = rest
-                self.heed = True
+                self._die(job, rest)
                 if isinstance(rest, KeyboardInterrupt):
                     dispatch.end(job, JobState.LOST)
                     self.supervisor.interrupt(rest)
                 else:
                     dispatch.fail(job, JobState.LOST)
         finally:
-            del error, rest
+            del error, rest, traceback
 
     def _settle_cancelled(self, job: Job, cancelled: BaseException) -> None:
         dispatch = self.dispatch
-        job.traceback = None
-        if job.raise_cancel is None:
-            if job.overdue and not job.cancel_asked:
+        terms = job.terms
+        if terms.raise_cancel is None:
+            if terms.overdue and not terms.cancel_asked:
                 job.error = JobTimeout(
                     job.name(), True, job.attempts, self.id, job.timeout
                 )
@@ -674,7 +744,7 @@ class Worker:
                 dispatch.end_stopped(job)
                 return
             batch = job.batch
-            if not job.cancel_asked and not (batch is not None and batch.stopped):
+            if not terms.cancel_asked and not (batch is not None and batch.stopped):
                 # Nobody we know has cancelled it: something under the worker
                 # is dying. The job's record is answered with the cause.
                 raise cancelled
@@ -689,7 +759,6 @@ async def _call_ready(ready: Callable[[], Awaitable[object]]) -> None:
 
 def compose(
     middleware: Sequence[Callable[..., Awaitable[Any]]],
-    call: Callable[[Handler, Any], Awaitable[Any]],
     handler: Handler,
 ) -> Callable[..., Awaitable[Any]]:
     """Wrap a handler in middleware, the first of which is outermost.
@@ -698,8 +767,9 @@ def compose(
     its middleware got if it is called without.
     """
 
-    async def innermost(job: CurrentJob, changed: CurrentJob | None = None) -> Any:
-        return await call(handler, (changed or job).input)
+    # None of these is a coroutine of its own: there is nothing to do after.
+    def innermost(job: CurrentJob, changed: CurrentJob | None = None) -> Awaitable[Any]:
+        return handler((changed or job).input)
 
     step: Callable[..., Awaitable[Any]] = innermost
     for layer in reversed(middleware):
@@ -710,9 +780,9 @@ def compose(
 def _wrap(
     layer: Callable[..., Awaitable[Any]], inner: Callable[..., Awaitable[Any]]
 ) -> Callable[..., Awaitable[Any]]:
-    async def step(job: CurrentJob, changed: CurrentJob | None = None) -> Any:
+    def step(job: CurrentJob, changed: CurrentJob | None = None) -> Awaitable[Any]:
         job = changed or job
-        return await layer(job, partial(inner, job))
+        return layer(job, partial(inner, job))
 
     return step
 
@@ -766,22 +836,18 @@ def check_handler(option: str, handler: object) -> None:
 
 
 _CALLS = (
-    call_handler.__code__,
+    Worker.serve.__code__,
     call_function.__code__,
     Worker._pull.__code__,
-    Worker._call_onion.__code__,
 )
 
 
 def _below_call(traceback: TracebackType | None) -> TracebackType | None:
     """Cut the worker's own frames off the traceback of a handler's error."""
     at = traceback
-    while at is not None:
-        code = at.tb_frame.f_code
-        if code in _CALLS:
-            return at.tb_next
+    while at is not None and at.tb_frame.f_code in _CALLS:
         at = at.tb_next
-    return traceback
+    return at or traceback
 
 
 def _is_of(error: Exception, types: tuple[type[Exception], ...]) -> bool:
