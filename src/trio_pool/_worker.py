@@ -33,7 +33,6 @@ from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
 from ._job import Job
-from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
@@ -55,6 +54,10 @@ _DONE = JobState.DONE
 _RUNNING = JobState.RUNNING
 _IDLE = WorkerState.IDLE
 _MISSING = object()
+
+# Of the jobs of a worker that sleep, one in so many, plus one, looks whether
+# the measured times are to be counted.
+_SELDOM = 127
 
 # Items of a map that go by unmeasured while as many took less than this.
 _SKIP = 7
@@ -304,18 +307,18 @@ class Worker:
             with self._new_scope():
                 job = await self._next_job()
                 while job is not None:
-                    batch = job.batch
-                    pulls = batch is not None and self._may_pull(job, batch)
+                    # No local but `job` may keep anything of a caller alive.
+                    pulls = job.batch is not None and self._may_pull(job, job.batch)
                     try:
                         if pulls:
-                            value = await self._pull(job, handler)
+                            job.value = await self._pull(job, handler)
                         else:
-                            value = await call(job.input)
+                            job.value = await call(job.input)
                     except BaseException as error:
                         self._answer_error(job, error)
                         job = None
                     else:
-                        job = answer(job, value, pulls)
+                        job = answer(job, pulls)
                     if job is None:
                         if self.heed:
                             break
@@ -448,7 +451,7 @@ class Worker:
         return job
 
     @enable_ki_protection
-    def _answer(self, job: Job, value: Any, measured: bool) -> Job | None:
+    def _answer(self, job: Job, measured: bool) -> Job | None:
         """Answer a job, and start the next one, if nothing is to be waited for.
 
         This is `Dispatch.finish`, `Dispatch.next_job` and `_next_job` in a
@@ -456,7 +459,6 @@ class Worker:
         """
         dispatch = self.dispatch
         task = self.task
-        job.value = value
         now = moment = perf_counter()
         if not dispatch.is_real:
             now = dispatch.clock()
@@ -496,8 +498,8 @@ class Worker:
         if slept != self._points:
             self._points = slept
             self._rested = moment
-            if len(dispatch.waits.pending) >= FLUSH:
-                dispatch.flush()
+            if not self.jobs & _SELDOM:
+                dispatch.flush_if_due()
         elif moment - self._rested > dispatch.slice:
             return None
         line = dispatch.line
@@ -505,7 +507,11 @@ class Worker:
         if not top or dispatch.room.count:
             return None
         following = top[0]
-        if type(following) is not Job or not following.waiting:
+        if (
+            type(following) is not Job
+            or not following.waiting
+            or following.batch is not None
+        ):
             return None
         # Its length is that of the present context, and looking costs no copy.
         context = following.context
