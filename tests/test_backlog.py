@@ -927,27 +927,107 @@ def test_a_source_ages_too_and_is_young_again_when_it_has_given():
     assert [line.pop(4.0) for _ in range(3)] == [source, *jobs]
 
 
-def test_clearing_leaves_a_line_as_good_as_new():
+def leave_all(line):
+    """Let all leave a stopped line, one by one."""
+    jobs = []
+    for job in iter(line.leftover, None):
+        jobs.append(job)
+        assert line.discard(job)
+    return jobs
+
+
+def test_a_stopped_line_gives_nothing_out_and_names_all_that_is_left():
     line = Line()
     plain, held, passed, high = (make_job(n, priority=n // 3) for n in range(4))
-    fill(line, passed, high, held=[passed])
-    assert line.pop() is high
-    fill(line, passed := make_job(5), plain, held, held=[passed, held])
+    fill(line, passed, passer := make_job(7), high, held=[passed])
+    assert [line.pop(), line.pop()] == [high, passer]
+    fill(line, plain, held, lower := make_job(5, priority=-1), held=[held])
     later, source = make_job(6), Batch(priority=2)
     line.put_off(later)
     line.push_source(source)
-    line.clear()
-    assert (line.count, line.ready, line.sources) == (0, 0, 0)
-    assert line.jobs() == []
+    line.stop()
+    assert (line.count, line.ready, line.sources) == (5, 0, 0)
+    assert line.has_work()
+    assert not line.top
+    assert not line.plain
+    line.release(held)
+    assert line.pop() is None
+    assert line.leftover() is line.leftover() is plain
+    assert line.discard(lower)
+    assert leave_all(line) == [plain, held, passed, later]
+    assert line.count == 0
+    assert not source.waiting
     assert not line.has_work()
-    assert [entry.waiting for entry in (source, plain, held)] == [False] * 3
-    assert not any(line.discard(job) for job in (plain, held, passed, later))
-    assert line.pop() is line.oldest() is None
-    line.push(plain)
-    line.push_source(source)
-    assert [line.pop(), line.pop()] == [source, source]
-    source.hungry = False
-    assert take_all(line) == [plain]
+    assert line.leftover() is line.pop() is line.oldest_since() is None
+
+
+def jobs_of_many_priorities(many):
+    return [make_job(n, n * 7919 % many - many // 2, float(n)) for n in range(many)]
+
+
+def drop_the_oldest(line):
+    assert line.discard(line.oldest())
+
+
+@pytest.mark.parametrize("aging", [math.inf, 1.0])
+@pytest.mark.parametrize("take", [Line.pop, Line.shift, drop_the_oldest])
+def test_taking_one_of_4_000_priorities_takes_few_steps(take, aging):
+    """Sixteen times as many are looked through in a few steps more for each."""
+
+    def steps_with(many):
+        line = Line(aging)
+        fill(line, *jobs_of_many_priorities(many))
+        take(line)
+        with counted_steps() as steps:
+            for _ in range(200):
+                take(line)
+        return steps[0]
+
+    assert steps_with(4_000) < 1.5 * steps_with(250)
+
+
+@pytest.mark.parametrize("aging", [math.inf, 1.0])
+def test_releasing_one_of_4_000_that_were_passed_takes_few_steps(aging):
+    def steps_with(many):
+        line = Line(aging)
+        held = [make_job(n, queued_at=float(n)) for n in range(many)]
+        fill(line, *held, passer := make_job(many, queued_at=9e9), held=held)
+        assert line.pop() is passer
+        with counted_steps() as steps:
+            for job in held:
+                line.release(job)
+            assert take_all(line) == held
+        return steps[0]
+
+    assert steps_with(4_000) < 20 * steps_with(250)
+
+
+def test_one_that_is_back_comes_after_one_that_was_put_back_and_is_older():
+    line = Line()
+    older, held, passer = (make_job(n, 1, queued_at=float(n)) for n in range(3))
+    fill(line, older, held, passer, held=[held])
+    assert [line.pop(), line.pop()] == [older, passer]
+    line.push_front(passer)
+    line.push_front(older)
+    line.release(held)
+    assert line.jobs() == [older, held, passer]
+    assert not line.top
+    assert take_all(line) == [older, held, passer]
+
+
+def test_one_that_is_back_can_leave_and_the_next_comes_first():
+    line = Line()
+    held = [make_job(n, 1, queued_at=float(n)) for n in range(3)]
+    passer, late = (make_job(n, 1, queued_at=float(n)) for n in (3, 4))
+    fill(line, *held, passer, late, held=held)
+    assert line.pop() is passer
+    for job in held:
+        line.release(job)
+    assert line.discard(held[0])
+    assert line.oldest() is held[1]
+    assert line.oldest_since() == 1.0
+    assert take_all(line) == [held[1], held[2], late]
+    assert line.top is line.plain
 
 
 def test_nothing_is_kept_of_those_that_left():
@@ -1188,9 +1268,16 @@ class LineBesideAList(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.waiting()) > 8)
     @rule()
-    def clear(self):
-        self.line.clear()
-        assert not any(entry.waiting for entry in (*self.waiting(), *self.sources))
+    def stop(self):
+        waiting = self.waiting()
+        listed = self.line.jobs()
+        self.line.stop()
+        assert self.line.pop(self.now) is None
+        assert self.line.count == len(waiting)
+        assert leave_all(self.line) == listed
+        assert not any(entry.waiting for entry in (*waiting, *self.sources))
+        assert self.line.count == self.line.ready == self.line.sources == 0
+        self.line = Line(self.aging)
         for place in (self.entries, self.held, self.delayed, self.taken):
             place.clear()
 

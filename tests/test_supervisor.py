@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -11,16 +12,22 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from outcome import Error
 from trio.testing import wait_all_tasks_blocked
 
 from trio_pool import (
+    Backoff,
     Hooks,
     JobCancelled,
+    JobChanged,
     JobState,
+    Pool,
     PoolBroken,
     PoolClosed,
     PoolStatistics,
     Restart,
+    Retry,
     WorkerChanged,
     WorkerCrashed,
     WorkerState,
@@ -1379,3 +1386,238 @@ async def test_the_context_of_setup_is_that_of_cleanup_however_the_worker_ends()
         await wait_all_tasks_blocked()
         pool.cancel()
     assert Painter.resets == 4
+
+
+# Very many that wait, when the pool stops ---------------------------------------
+
+
+class Ends(Hooks):
+    """Counts how often each job is said to have been cancelled."""
+
+    def __init__(self) -> None:
+        self.of: Counter[int | str] = Counter()
+
+    def on_job_cancel(self, event: JobChanged) -> None:
+        self.of[event.job_id] += 1
+
+
+def check_books(pool: Pool[Any, Any]) -> PoolStatistics:
+    count = pool.statistics()
+    waiting = count.delayed + count.queued + count.running
+    ended = count.done + count.failed + count.timed_out + count.cancelled
+    ended += count.expired + count.dropped + count.lost
+    assert count.accepted == waiting + ended
+    return count
+
+
+async def test_a_thousand_jobs_end_in_the_step_of_the_cancel() -> None:
+    async with open_pool(1, obey, max_backlog=math.inf) as pool:
+        pool.pause()
+        replies = [pool.submit_nowait(n) for n in range(1_000)]
+        pool.cancel()
+        assert {reply.state for reply in replies} == {JobState.CANCELLED}
+
+
+@pytest.mark.parametrize("hears", [False, True])
+async def test_of_very_many_jobs_each_ends_once_while_others_take_turns(
+    hears: bool,
+) -> None:
+    ends, started = Ends(), []
+
+    async def handler(job: Any) -> None:
+        started.append(job)
+
+    hooks = [ends] if hears else []
+    async with open_pool(4, handler, max_backlog=math.inf, hooks=hooks) as pool:
+        pool.pause()
+        replies = [
+            pool.submit_nowait(n, priority=n % 3, key=n % 50 if n % 2 else None)
+            for n in range(6_000)
+        ]
+        replies += [pool.submit_nowait(n, delay=1.0 + n) for n in range(1_000)]
+        pool.cancel()
+        pool.cancel()
+        assert check_books(pool).cancelled == 1_000
+        with pytest.raises(PoolClosed):
+            pool.submit_nowait("late")
+        pool.resume()
+        turns = 0
+        with trio.CancelScope(shield=True):
+            while check_books(pool).queued:
+                turns += 1
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        assert turns > 1
+    assert check_books(pool).cancelled == 7_000
+    assert started == []
+    assert all(reply.state is JobState.CANCELLED for reply in replies)
+    assert set(ends.of.values()) == ({1} if hears else set())
+    assert len(ends.of) == (7_000 if hears else 0)
+
+
+async def test_a_job_ended_among_many_has_its_error_as_any_other() -> None:
+    async with open_pool(2, obey, max_backlog=math.inf) as pool:
+        pool.pause()
+        replies = [pool.submit_nowait(n) for n in range(3_000)]
+        pool.cancel()
+        assert not replies[-1].done
+        with trio.CancelScope(shield=True), pytest.raises(JobCancelled) as caught:
+            await replies[-1].wait()
+    error = caught.value
+    assert (error.job_id, error.started) == (replies[-1].id, False)
+    assert (error.attempts, error.worker) == (0, None)
+    for _ in range(2):
+        outcome = replies[-1].outcome
+        assert isinstance(outcome, Error)
+        assert outcome.error is error
+
+
+async def test_those_that_are_left_over_can_be_cancelled_meanwhile() -> None:
+    heard = []
+
+    async def call(pool: Pool[Any, Any]) -> None:
+        try:
+            await pool.process("called", priority=-1)
+        finally:
+            heard.append(check_books(pool).cancelled)
+
+    ends = Ends()
+    async with open_pool(1, obey, max_backlog=math.inf, hooks=[ends]) as pool:
+        pool.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, pool)
+            await wait_all_tasks_blocked()
+            replies = [pool.submit_nowait(n) for n in range(5_000)]
+            pool.cancel()
+            assert replies[-1].cancel()
+            assert not replies[-1].cancel()
+            assert replies[-1].state is JobState.CANCELLED
+            nursery.cancel_scope.cancel()
+        assert len(heard) == 1
+        assert 1_000 < heard[0] < 5_001
+    assert check_books(pool).cancelled == 5_001
+    assert set(ends.of.values()) == {1}
+
+
+async def test_a_shutdown_returns_when_all_that_waited_have_heard(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, obey, max_backlog=math.inf) as pool:
+        pool.pause()
+        replies = [pool.submit_nowait(trio.sleep_forever) for n in range(5_000)]
+        report = await pool.shutdown(grace=1.0)
+        assert all(reply.done for reply in replies)
+    assert (report.cancelled, report.unfinished) == (5_000, 0)
+
+
+async def test_a_pool_of_size_0_ends_what_waits_while_others_take_turns(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(0, obey, max_backlog=math.inf) as pool:
+        replies = [
+            pool.submit_nowait(n, delay=n % 2, ttl=2.0, id=n) for n in range(5_000)
+        ]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.shutdown)
+            while not pool.closed:
+                await trio.lowlevel.checkpoint()
+            assert check_books(pool).cancelled < 5_000
+            # Their time comes, and nobody is there to run them.
+            autojump_clock.jump(1.5)
+        assert all(reply.state is JobState.CANCELLED for reply in replies)
+    assert check_books(pool).cancelled == 5_000
+
+
+@pytest.mark.parametrize("stop", ["cancel", "shutdown"])
+async def test_all_callers_that_wait_for_room_are_refused(stop: str) -> None:
+    refused = Counter[type[Exception]]()
+
+    async def call(pool: Pool[Any, Any], name: str) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await getattr(pool, name)(1)
+            except Exception as error:
+                refused[type(error)] += 1
+
+    async with open_pool(1, obey, max_backlog=1) as pool:
+        pool.pause()
+        waiting = pool.submit_nowait("waiting")
+        async with trio.open_nursery() as nursery:
+            for n in range(3_000):
+                nursery.start_soon(call, pool, ("process", "submit")[n % 2])
+            await wait_all_tasks_blocked()
+            if stop == "cancel":
+                pool.cancel()
+            else:
+                await pool.shutdown()
+        assert refused == {PoolClosed: 3_000}
+        assert check_books(pool).accepted == 1
+    assert waiting.state is (JobState.CANCELLED if stop == "cancel" else JobState.DONE)
+
+
+async def test_all_hear_of_it_though_the_host_is_cancelled_at_once() -> None:
+    with trio.CancelScope() as scope:
+        async with open_pool(1, obey, max_backlog=math.inf) as pool:
+            pool.pause()
+            replies = [pool.submit_nowait(n) for n in range(5_000)]
+            pool.cancel()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert all(reply.state is JobState.CANCELLED for reply in replies)
+    assert check_books(pool).cancelled == 5_000
+
+
+async def test_a_shielded_handler_keeps_nobody_from_hearing_that_it_will_not_run() -> (
+    None
+):
+    heard = trio.Event()
+
+    async def handler(job: Any) -> None:
+        with trio.CancelScope(shield=True):
+            await heard.wait()
+
+    async with open_pool(1, handler, max_backlog=math.inf) as pool:
+        replies = [pool.submit_nowait(n) for n in range(3_000)]
+        await wait_all_tasks_blocked()
+        pool.cancel()
+        with trio.CancelScope(shield=True), pytest.raises(JobCancelled):
+            await replies[-1].wait()
+        heard.set()
+    assert check_books(pool).queued == 0
+
+
+async def test_very_many_jobs_of_a_broken_pool_hear_that_it_is_broken(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    options: Any = {"max_backlog": math.inf, "crash_on": (Broken,)}
+    with pytest.raises(PoolBroken):
+        async with open_pool(1, obey, restart=Restart(limit=0), **options) as pool:
+            pool.pause()
+            replies = [pool.submit_nowait(Broken())]
+            replies += [pool.submit_nowait(n) for n in range(3_000)]
+            pool.resume()
+            await trio.sleep_forever()
+    assert [reply.state for reply in replies[1:]] == [JobState.LOST] * 3_000
+    assert check_books(pool).lost == 3_000
+
+
+async def test_the_items_of_a_batch_that_wait_for_another_try_end_with_the_pool() -> (
+    None
+):
+    async def fail(job: Any) -> None:
+        raise ValueError
+
+    caught: list[Any] = []
+
+    async def settle(pool: Pool[Any, Any]) -> None:
+        caught.extend(await pool.settle(range(3_000)))
+
+    options: Any = {"max_backlog": math.inf, "retry": Retry(2, Backoff(100.0, 1.0))}
+    async with open_pool(1, fail, **options) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle, pool)
+            while check_books(pool).delayed < 3_000:
+                await trio.lowlevel.checkpoint()
+            pool.cancel()
+    assert check_books(pool).cancelled == 3_000
+    assert len(caught) == 3_000
+    assert {type(one.outcome.error) for one in caught} == {JobCancelled}

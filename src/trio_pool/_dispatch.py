@@ -38,7 +38,7 @@ from ._timer import Timer
 from ._trio import WAKE, Sleep, is_system_clock, runner_of, sleeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from trio.lowlevel import Task
 
@@ -71,6 +71,16 @@ _HOOKS = {
     JobState.DROPPED: "on_job_drop",
     JobState.EXPIRED: "on_job_drop",
 }
+
+# As many as wait are ended in the very step in which the pool stops; the others
+# in turns of about _TURN seconds each, lest nothing else runs meanwhile.
+_AT_ONCE = 1000
+_TURN = 0.001
+
+
+def _leftovers(line: Line, most: int | None = None) -> Iterator[Job]:
+    """Name those left in a stopped line, each of which must leave before the next."""
+    return itertools.islice(iter(line.leftover, None), most)
 
 
 @final
@@ -545,6 +555,8 @@ class Dispatch:
 
     def _admit_callers(self) -> None:
         """Let in the first callers that wait for room, while there is some."""
+        if self.room.stopped:
+            return
         while self.room.count and self.line.count < self.max_backlog:
             job = cast("Job", self.room.shift())
             self._let_in(job)
@@ -815,7 +827,7 @@ class Dispatch:
 
     def is_drained(self) -> bool:
         """Say whether every accepted job has ended."""
-        return not self.running and not self.line.has_work()
+        return not self.line.has_work() and not self.running
 
     async def park_until_drained(self) -> None:
         """Wait until it is worth looking whether every job has ended."""
@@ -1014,6 +1026,9 @@ class Dispatch:
         """Queue a job whose time has come."""
         terms = job.terms
         terms.alarm = None
+        if self.line.stopped:
+            # It is about to be answered as all others.
+            return
         if self.breaker is not None:
             job.permit = self.breaker.admit(self.clock())
             if job.permit is None:
@@ -1072,7 +1087,7 @@ class Dispatch:
         if worker is not None and worker.job is job:
             worker.cancel_job(f"trio_pool: job {job.name()} was cancelled")
 
-    def end_stopped(self, job: Job) -> None:
+    def end_stopped(self, job: Job, among_many: bool = False) -> None:
         """End a job because the whole pool stops."""
         job.forget_error()
         if isinstance(self.failure, PoolBroken):
@@ -1080,7 +1095,8 @@ class Dispatch:
             self.end(job, JobState.LOST)
             self.unheard.pop(job, None)
         else:
-            job.error = self.cancelled(job)
+            if not among_many or self.watched or job.batch is not None:
+                job.error = self.cancelled(job)
             self.end(job, JobState.CANCELLED)
 
     def broken(self, job: Job | None) -> PoolBroken:
@@ -1132,17 +1148,43 @@ class Dispatch:
             self.rouse(1)
 
     def refuse_waiting(self) -> None:
-        """Tell those who wait for room that they will not get in."""
-        for job in self.room.jobs():
-            job.error = self.refusal()
-            self.turn_away(job)
+        """Let nobody in who waits for room; `end_more` tells those beyond the first."""
+        self.room.stop()
+        for job in _leftovers(self.room, _AT_ONCE):
+            self._refuse(job)
 
     def end_waiting(self) -> None:
-        """End all that waits, as none of it will run any more."""
-        for job in self.line.jobs():
+        """Let nothing that waits start; `end_more` ends all but the first of it."""
+        self.line.stop()
+        for job in _leftovers(self.line, _AT_ONCE):
             self.end_stopped(job)
         self.stop_sources()
-        self.line.clear()
+
+    def end_more(self) -> bool:
+        """Tell some more of those left over; say whether there are still others."""
+        until = perf_counter() + _TURN
+        if self.room.stopped:
+            for job in _leftovers(self.room):
+                if perf_counter() > until:
+                    return True
+                self._refuse(job)
+        if self.line.stopped:
+            for job in _leftovers(self.line):
+                if perf_counter() > until:
+                    return True
+                self.end_stopped(job, among_many=True)
+        return False
+
+    def has_leftovers(self) -> bool:
+        """Say whether some that waited have still to hear that they will not run."""
+        return bool(
+            (self.room.stopped and self.room.count)
+            or (self.line.stopped and self.line.count)
+        )
+
+    def _refuse(self, job: Job) -> None:
+        job.error = self.refusal()
+        self.turn_away(job)
 
     def stop_sources(self) -> None:
         """Call off batches whose readers or input are all that is left."""
@@ -1178,7 +1220,8 @@ class Dispatch:
             else:
                 job.error = self.cancelled(job)
                 self.end(job, JobState.CANCELLED)
-        for job in tuple(batch.put_offs):
+        # Those in a line that has stopped are ended with it, some at a time.
+        for job in () if self.line.stopped else tuple(batch.put_offs):
             if job.state is not _RUNNING:
                 job.forget_error()
                 job.error = self.cancelled(job)

@@ -138,6 +138,20 @@ class Job:
             self.terms = new_terms(self.terms.retry)
         return self.terms
 
+    def made_error(self) -> BaseException | None:
+        """Return the error; of a job ended among many, make it at the first look.
+
+        So many new objects at once would have the garbage collector look at
+        everything there is, time and again.
+        """
+        if (
+            self.error is None
+            and self.state is JobState.CANCELLED
+            and self.terms.raise_cancel is None
+        ):
+            self.error = self.dispatch.cancelled(self)
+        return self.error
+
     def forget_error(self) -> None:
         """Let go of the error of an attempt, as another follows."""
         self.error = None
@@ -198,7 +212,7 @@ class Job:
 
     def raise_as_caller(self) -> NoReturn:
         """Raise what the direct call would have raised."""
-        error = self.error
+        error = self.made_error()
         raise_cancel = self.terms.raise_cancel
         if raise_cancel is not None:
             self.terms.raise_cancel = None
@@ -312,8 +326,12 @@ class Reply(Generic[Out]):
 
             await job.dispatch.sleep(abort)
         job.dispatch.heard(job)
-        if job.error is not None:
-            raise_caught(job.error, job.terms.traceback)
+        error = job.made_error()
+        if error is not None:
+            try:
+                raise_caught(error, job.terms.traceback)
+            finally:
+                del error
         return job.value  # type: ignore[no-any-return]
 
     def cancel(self) -> bool:
@@ -380,6 +398,7 @@ def new_reply(job: Job) -> Reply[Any]:
 
 def outcome_of(job: Job) -> outcome.Value[Any] | outcome.Error:
     """Make the outcome of an ended job; an error has its caught traceback."""
-    if job.error is None:
+    error = job.made_error()
+    if error is None:
         return outcome.Value(job.value)
-    return outcome.Error(job.error.with_traceback(job.terms.traceback))
+    return outcome.Error(error.with_traceback(job.terms.traceback))

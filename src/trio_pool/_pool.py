@@ -181,7 +181,12 @@ class _Handle:
 
     @enable_ki_protection
     def cancel(self) -> None:
-        """Stop now: cancel every job, waiting or running; refuse new ones."""
+        """Stop now: cancel every job, waiting or running; refuse new ones.
+
+        No waiting job starts any more. Of very many, only the first thousand
+        have ended when this returns; other tasks get their turns while the
+        rest end.
+        """
         self._dispatch.check_thread()
         self._supervisor.cancel()
 

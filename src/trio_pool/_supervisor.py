@@ -240,17 +240,32 @@ class Supervisor:
                         self._hire(nursery)
                     if not dispatch.workers:
                         self._enter()
-                    while dispatch.workers or not self._retired():
-                        await self._next_message(nursery)
+                    try:
+                        while dispatch.workers or not self._retired():
+                            await self._next_message(nursery)
+                    finally:
+                        await self._end_leftovers()
                     nursery.cancel_scope.cancel(reason="trio_pool: all workers left")
         except BaseException as error:
             # Only a fault of the supervisor, or of a backoff it calls.
             self._give_up("its supervisor failed", _bare(error))
         finally:
             self.cancel()
+            await self._end_leftovers()
             dispatch.starts.release_spares(all_of_them=True)
             self.workers_stopped()
             self.finished.set()
+
+    async def _end_leftovers(self) -> None:
+        """Answer those that waited as the pool stopped, others taking turns."""
+        dispatch = self.dispatch
+        try:
+            while dispatch.end_more():
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            # Nothing takes turns any more where the whole run goes down.
+            while dispatch.end_more():
+                pass
 
     def workers_stopped(self) -> None:
         """Close the books on workers that went down with the nursery."""
@@ -306,7 +321,11 @@ class Supervisor:
     async def _next_message(self, nursery: trio.Nursery) -> None:
         messages: list[_Gone | None] = []
         timer = self.dispatch.timer
-        with trio.CancelScope(deadline=timer.arm()) as timer.sleeper:
+        more = self.dispatch.end_more()
+        deadline = timer.arm()
+        if more:
+            deadline = -math.inf
+        with trio.CancelScope(deadline=deadline) as timer.sleeper:
             messages.append(await self._hear.receive())
         timer.sleeper = None
         # All at once, as looking through the workers costs as many steps.
@@ -539,6 +558,8 @@ class Supervisor:
                 dispatch.resume()
                 if not dispatch.wanted and self.config.scale is None:
                     dispatch.end_waiting()
+                if dispatch.has_leftovers():
+                    self._tell.send_nowait(None)
             self._staffed.unpark_all()
             dispatch.starts.waiters.unpark_all()
         return self._closing
@@ -560,7 +581,6 @@ class Supervisor:
             return
         dispatch.stopping = True
         dispatch.change += 1
-        dispatch.refuse_waiting()
         dispatch.end_waiting()
         self._life.cancel(reason=f"trio_pool: pool {self.config.name!r} stops")
         dispatch.drained.unpark_all()
@@ -580,6 +600,8 @@ class Supervisor:
             await self.finished.wait()
         if not self.finished.is_set():
             self.cancel()
+            while dispatch.has_leftovers():
+                await trio.lowlevel.checkpoint()
             with trio.move_on_after(_UNWINDING):
                 await self.finished.wait()
         return closing.report()
