@@ -1030,6 +1030,47 @@ def test_one_that_is_back_can_leave_and_the_next_comes_first():
     assert line.top is line.plain
 
 
+def some_that_are_back(line, many):
+    """Fill a line with jobs that were passed and may run again."""
+    held = [make_job(n, 1, queued_at=float(n)) for n in range(many)]
+    passer = make_job(many, 1, queued_at=float(many))
+    fill(line, *held, passer, held=held)
+    assert line.pop() is passer
+    for job in held:
+        line.release(job)
+    return held
+
+
+def test_those_that_are_back_are_left_over_in_a_stopped_line_too():
+    line = Line()
+    back = some_that_are_back(line, 3)
+    fill(line, late := make_job(9, 1, queued_at=9.0), low := make_job(10))
+    assert line.discard(back[1])
+    line.stop()
+    assert leave_all(line) == [back[0], back[2], late, low]
+    assert line.count == 0
+
+
+def test_shift_takes_those_that_are_back_in_their_turn():
+    line = Line()
+    back = some_that_are_back(line, 2)
+    fill(line, late := make_job(9, 1, queued_at=9.0))
+    assert [line.shift() for _ in range(4)] == [*back, late, None]
+
+
+def test_nothing_is_kept_of_those_that_were_back_and_left():
+    line = Line()
+    back = some_that_are_back(line, 200)
+    for job in back[:-1]:
+        assert line.discard(job)
+    assert line.pop() is back[-1]
+    back = some_that_are_back(line, 200)
+    for job in back:
+        assert line.discard(job)
+    assert line.count == 0
+    assert line.top is line.plain
+
+
 def test_nothing_is_kept_of_those_that_left():
     """Or a long-lived line of jobs that all leave would grow for ever."""
     line = Line()
