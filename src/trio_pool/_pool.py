@@ -60,7 +60,7 @@ from ._policy import Retry
 from ._supervisor import Supervisor
 from ._telling import EventStream
 from ._trio import effective_deadline
-from ._worker import Factory, check_handler
+from ._worker import Factory, NoSetup, check_handler
 from .drain import Drain
 from .streams import Stream
 from .tasks import Task
@@ -1014,34 +1014,15 @@ def open_pool(
         if worker is not None:
             raise TypeError("give either a handler or worker=, not both")
         check_handler("handler", handler)
-        return _run_pool(config, _constant(handler), Pool)
+        return _run_pool(config, NoSetup(handler), Pool)
     if worker is not None:
         _check_factory(worker)
         return _run_pool(config, worker, Pool)
-    return _run_pool(config, _constant(_no_handler), TaskPool)
+    return _run_pool(config, NoSetup(_no_handler), TaskPool)
 
 
 async def _no_handler(_: object) -> None:
     """Stand in for the handler in a `TaskPool`, whose jobs bring their own."""
-
-
-@final
-class _Constant:
-    """A context manager for workers that need neither setup nor cleanup."""
-
-    def __init__(self, handler: Any) -> None:
-        self._handler = handler
-
-    async def __aenter__(self) -> Any:
-        return self._handler
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        return None
-
-
-def _constant(handler: Any) -> Factory:
-    manager = cast("AbstractAsyncContextManager[Any]", _Constant(handler))
-    return lambda: manager
 
 
 def _check_factory(worker: Any) -> None:

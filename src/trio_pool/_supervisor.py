@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, final
@@ -12,6 +13,7 @@ import trio
 from trio.lowlevel import ParkingLot, enable_ki_protection
 
 from ._books import Closing, count, picture
+from ._current import crew
 from ._dispatch import Dispatch
 from ._errors import PoolBroken, WorkerCrashed
 from ._events import (
@@ -28,6 +30,8 @@ from ._policy import Scaler
 from ._worker import Factory, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._config import PoolConfig
 
 # No worker is set up again faster than this, whatever its backoff says.
@@ -72,6 +76,8 @@ class Supervisor:
         self.calls_functions = calls_functions
         """Whether the jobs bring what is to be called."""
         self.middleware = config.middleware
+        self.crew: dict[trio.lowlevel.Task, Any] = {}
+        """The workers of all pools of this trio run, by their tasks."""
         self.plugins: dict[str, Any] = {}
         self.restarts = 0
         self.opened = trio.Event()
@@ -102,7 +108,6 @@ class Supervisor:
         """A worker is set up."""
         worker.state = WorkerState.BUSY
         worker.jobs_before = worker.jobs
-        worker.idle_since = self.dispatch.clock()
         self._started += 1
         self._plan_recycling(worker)
         self._tell_worker("on_worker_start", worker, None)
@@ -111,29 +116,28 @@ class Supervisor:
         self._staff()
 
     def _plan_recycling(self, worker: Worker) -> None:
-        config, timer, now = self.config, self.dispatch.timer, self.dispatch.clock()
+        config, clock = self.config, self.dispatch.clock
         if config.max_age < math.inf:
-            worker.alarms.append(
-                timer.at(now + config.max_age, lambda: self._recycle(worker))
-            )
+            self._plan(worker, clock() + config.max_age, self._recycle)
         if config.max_idle < math.inf:
-            self._plan_look(worker, now + config.max_idle)
+            self._plan(worker, clock() + config.max_idle, self._look_at_idle)
 
-    def _plan_look(self, worker: Worker, when: float) -> None:
-        worker.alarms.append(
-            self.dispatch.timer.at(when, lambda: self._look_at_idle(worker))
-        )
+    def _plan(
+        self, worker: Worker, when: float, call: Callable[[Worker], None]
+    ) -> None:
+        alarm = self.dispatch.timer.at(when, lambda: call(worker))
+        worker.alarms = (*worker.alarms, alarm)
 
     def _look_at_idle(self, worker: Worker) -> None:
         """Recycle a worker that has been idle for too long, or look again later."""
         now = self.dispatch.clock()
-        worker.alarms[:] = [alarm for alarm in worker.alarms if alarm[2] is not None]
+        worker.alarms = tuple(a for a in worker.alarms if a[2] is not None)
         idle = worker in self.dispatch.idle or worker in self.dispatch.resting
         end = (worker.idle_since if idle else now) + self.config.max_idle
         if idle and end <= now:
             self._recycle(worker)
         else:
-            self._plan_look(worker, end)
+            self._plan(worker, end, self._look_at_idle)
 
     def _recycle(self, worker: Worker) -> None:
         self.dispatch.change += 1
@@ -228,6 +232,7 @@ class Supervisor:
     async def run(self, body: trio.CancelScope) -> None:
         """Keep the wanted workers and the timer until the pool stops."""
         self._body = body
+        self.crew = crew()
         self._share_turn()
         dispatch = self.dispatch
         try:
@@ -388,7 +393,7 @@ class Supervisor:
     def _forget_alarms(self, worker: Worker) -> None:
         for alarm in worker.alarms:
             self.dispatch.timer.take_back(alarm)
-        worker.alarms.clear()
+        worker.alarms = ()
 
     def _fire(self, worker: Worker) -> None:
         self._forget_alarms(worker)
@@ -403,6 +408,8 @@ class Supervisor:
         restart = self.config.restart
         now = self.dispatch.clock()
         crashes = worker.crashes
+        if crashes is None:
+            crashes = worker.crashes = deque()
         crashes.append(now)
         while crashes[0] <= now - restart.within:
             crashes.popleft()
@@ -417,9 +424,9 @@ class Supervisor:
         delay = 0.0
         if len(crashes) > 1:
             delay = max(_LEAST_BACKOFF, restart.backoff(len(crashes) - 2))
-        worker.alarms.append(
-            self.dispatch.timer.at(now + delay, lambda: self._due.append(worker))
-        )
+        # Those of restarts before this one have rung.
+        self._forget_alarms(worker)
+        self._plan(worker, now + delay, self._due.append)
 
     def _give_up(self, reason: str, cause: BaseException) -> None:
         if self.dispatch.failure is None:

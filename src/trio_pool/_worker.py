@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections import deque
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
 from functools import partial
@@ -18,6 +17,7 @@ from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
+import attrs
 import trio
 from trio.lowlevel import (
     Abort,
@@ -28,7 +28,7 @@ from trio.lowlevel import (
 )
 
 from ._checks import is_async
-from ._current import CurrentJob, crew, describe
+from ._current import CurrentJob, describe
 from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
@@ -36,6 +36,7 @@ from ._job import Job
 from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
@@ -48,12 +49,13 @@ if TYPE_CHECKING:
     from ._timer import Alarm
 
 Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
-Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]]"
+Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]] | NoSetup"
 
 _DONE = JobState.DONE
 _RUNNING = JobState.RUNNING
 _IDLE = WorkerState.IDLE
 _MISSING = object()
+_NO_NURSERIES: frozenset[trio.Nursery] = frozenset()
 
 # Of the jobs of a worker that sleep, one in so many, plus one, looks whether
 # the measured times are to be counted.
@@ -83,6 +85,30 @@ def in_context(context: Context) -> bool:
         if var.get(_MISSING) is not value:
             return False
     return True
+
+
+@final
+@attrs.frozen
+class NoSetup:
+    """Stands for the factory of workers that need neither setup nor cleanup."""
+
+    handler: Handler
+
+
+# Most workers of a very large pool never get mail, and a mailbox is more than
+# the rest of an idle worker. Nudges have no content, and do without.
+
+
+def _post_first(job: Job | None) -> None:
+    """Open the mailbox of the worker of a job, and send it the job."""
+    assert job is not None
+    assert job.worker is not None
+    job.worker.open_mailbox()
+    job.worker.post(job)
+
+
+def _no_mail() -> None:
+    """Fetch from a mailbox that has not been opened yet."""
 
 
 @final
@@ -158,15 +184,15 @@ class Worker:
         self.idle_since = 0.0
         self.restarts = 0
         self.last_error: BaseException | None = None
-        self.crashes: deque[float] = deque()
-        self.alarms: list[Alarm] = []
+        self.crashes: deque[float] | None = None
+        self.alarms: tuple[Alarm, ...] = ()
         """What is to happen to it: a restart, or recycling."""
         self._watch = inf
         self._alarm: Alarm | None = None
         self.heed = False
         """Something must be looked at after the job: cancelled, crashed, retired."""
         self.asleep = False
-        self.own_nurseries: frozenset[trio.Nursery] = frozenset()
+        self.own_nurseries = _NO_NURSERIES
         """Those of its own context: what runs there is part of no job."""
         self.is_getting_ready = False
         self._ready: Callable[[], Awaitable[object]] | None = None
@@ -193,7 +219,8 @@ class Worker:
         # One that has been woken already looks at its record anyway.
         if self.asleep:
             self.asleep = False
-            self.post(None)
+            if self._fetch is not _no_mail:
+                self.post(None)
             self.dispatch.reschedule(self.task, WAKE)
 
     def wake_for(self, job: Job) -> None:
@@ -246,36 +273,24 @@ class Worker:
     @enable_ki_protection
     async def run(self) -> None:
         """Be one worker from its setup to its cleanup, and report the end."""
-        supervisor = self.supervisor
+        supervisor, factory = self.supervisor, self.supervisor.factory
         self.task: Task = current_task()
         self._base: Context = self.task.context
-        crew()[self.task] = self
-        # Room for one: a message sent in the tick in which the worker is
-        # cancelled must be accepted; the job stays on record in `job`.
-        mailbox, receiver = trio.open_memory_channel["Job | None"](1)
-        self.post = mailbox.send_nowait
-        self._fetch = receiver.receive_nowait
+        supervisor.crew[self.task] = self
+        self.post: Callable[[Job | None], None] = _post_first
+        self._fetch: Callable[[], Job | None] = _no_mail
         self._crash = self._last_words = None
         trouble: BaseException | None = None
         try:
-            with trio.CancelScope() as self._life:
-                if self.retiring:
-                    self._life.cancel()
-                async with self._opened() as handler:
-                    try:
-                        await self.serve(handler)
-                    finally:
-                        # A worker that never got ready has nothing to leave.
-                        if self.state is not WorkerState.STARTING:
-                            supervisor.worker_leaves(self, sys.exc_info()[1])
-                        # The worker's own cleanup sees the worker's context.
-                        self.task.context = self._base
-                        await cancel_shielded_checkpoint()
+            if isinstance(factory, NoSetup):
+                await self._live(factory.handler, owns_context=False)
+            else:
+                await self._live_in_context(factory)
         except BaseException as error:
             trouble = error
         self._life = self._scope = self._status = None
         self._ready = self._last_words = None
-        del crew()[self.task]
+        del supervisor.crew[self.task]
         if self.task.child_nurseries:
             forget_nurseries(self.task)
         try:
@@ -284,15 +299,83 @@ class Worker:
             del trouble
             self._crash = None
 
-    def _opened(self) -> AbstractAsyncContextManager[Handler]:
-        manager = _make(self.supervisor.factory)
-        if not (hasattr(manager, "__aenter__") and hasattr(manager, "__aexit__")):
-            raise TypeError(
-                "worker must be a callable that returns an async context manager, "
-                "such as a function under @asynccontextmanager; it returned "
-                f"{manager!r}"
-            )
-        return _Checked(manager)
+    def open_mailbox(self) -> None:
+        """Get ready for mail."""
+        # Room for one: a message sent in the tick in which the worker is
+        # cancelled must be accepted; the job stays on record in `job`.
+        mailbox, receiver = trio.open_memory_channel["Job | None"](1)
+        self.post = mailbox.send_nowait
+        self._fetch = receiver.receive_nowait
+
+    @enable_ki_protection
+    async def _live_in_context(self, factory: Callable[[], Any]) -> None:
+        """Enter a context manager of its own, and be a worker in there."""
+        with trio.CancelScope() as self._life:
+            if self.retiring:
+                self._life.cancel()
+            async with _open(factory) as handler:
+                await self._live(handler, owns_context=True)
+
+    @enable_ki_protection
+    async def _live(self, handler: Handler, owns_context: bool) -> None:
+        """Be ready, run jobs, and leave."""
+        supervisor = self.supervisor
+        try:
+            self._ready = getattr(handler, "ready", None)
+            self.set_gate()
+            if owns_context:
+                await self._settle()
+            supervisor.worker_ready(self)
+            await self._await_first()
+            if self.job is not None or not self.leaving:
+                await self.serve(handler)
+        finally:
+            # A worker that never got ready has nothing to leave.
+            if self.state is not WorkerState.STARTING:
+                supervisor.worker_leaves(self, sys.exc_info()[1])
+            # The worker's own cleanup sees the worker's context.
+            if owns_context or not in_context(self._base):
+                self.task.context = self._base
+                await cancel_shielded_checkpoint()
+
+    @enable_ki_protection
+    async def _settle(self) -> None:
+        """Note what its own context manager has opened, and give way once."""
+        self.task.context = self._base.copy()
+        await cancel_shielded_checkpoint()
+        self.own_nurseries = frozenset(self.task.child_nurseries)
+
+    @enable_ki_protection
+    async def _await_first(self) -> None:
+        """Sleep until there is something to do, while there is nothing to set up.
+
+        Most workers of a very large pool never get further, so what is only
+        of use to a job is made later: the mailbox, the scope, half the frames.
+        """
+        dispatch, task = self.dispatch, self.task
+        while not (
+            self.leaving
+            or self.job is not None
+            or self._ready is not None
+            or dispatch.has_ready()
+        ):
+            if self.gated:
+                dispatch.rest(self)
+            else:
+                self.state = _IDLE
+                dispatch.idle[self] = None
+            # An idle worker keeps nothing of a caller alive.
+            task.context = self._base
+            self.ticket = None
+            self.asleep = True
+            await dispatch.sleep(self._woken)
+            self._fetch()
+            if self.job is None:
+                dispatch.wake_up(self)
+        if task.context is self._base and not self.leaving:
+            # No job may see the worker's own context object, which it could change.
+            task.context = self._base.copy()
+            await cancel_shielded_checkpoint()
 
     # Ctrl-C may land anywhere in here, as it may in the handler: whatever of it
     # touches the books is in a call that is protected. A frame in between would
@@ -302,8 +385,8 @@ class Worker:
         """Run jobs until told to retire; raises `WorkerCrashed` to be replaced."""
         call = self._prepare(handler)
         answer = self._answer
-        await self._get_settled()
-        while not self.leaving or self.lease is not None:
+        # It may have been let go in the tick in which it was sent its first job.
+        while not self.leaving or self.lease is not None or self.job is not None:
             with self._new_scope():
                 job = await self._next_job()
                 while job is not None:
@@ -328,24 +411,13 @@ class Worker:
 
     @enable_ki_protection
     def _prepare(self, handler: Handler) -> Handler:
-        """Get to know a new handler; return what is to be called with an input."""
+        """Return what is to be called with an input."""
         supervisor = self.supervisor
-        self._ready = getattr(handler, "ready", None)
-        self.set_gate()
         call = call_function if supervisor.calls_functions else handler
         if not supervisor.middleware:
             return call
         onion = compose(supervisor.middleware, call)
         return lambda _: onion(describe(self.job))
-
-    @enable_ki_protection
-    async def _get_settled(self) -> None:
-        # No job may see the worker's own context object, which it could change.
-        self.task.context = self._base.copy()
-        await cancel_shielded_checkpoint()
-        # In this same step it gets ready for mail, or takes its first job.
-        self.own_nurseries = frozenset(self.task.child_nurseries)
-        self.supervisor.worker_ready(self)
 
     @enable_ki_protection
     def _new_scope(self) -> trio.CancelScope:
@@ -793,8 +865,19 @@ def _wrap(
     return step
 
 
+def _open(factory: Callable[[], Any]) -> AbstractAsyncContextManager[Handler]:
+    manager = _make(factory)
+    if not (hasattr(manager, "__aenter__") and hasattr(manager, "__aexit__")):
+        raise TypeError(
+            "worker must be a callable that returns an async context manager, "
+            "such as a function under @asynccontextmanager; it returned "
+            f"{manager!r}"
+        )
+    return _Checked(manager)
+
+
 @disable_ki_protection
-def _make(factory: Factory) -> Any:
+def _make(factory: Callable[[], Any]) -> Any:
     return factory()
 
 
