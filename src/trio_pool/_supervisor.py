@@ -87,6 +87,8 @@ class Supervisor:
         self._started = 0
         self._slots = 0
         self._free: list[int] = []
+        self._leavers: dict[Worker, None] = {}
+        """Workers that are there and not wanted any more."""
         self._due: list[Worker] = []
         """Crashed workers whose backoff is over."""
         self._life = trio.CancelScope(shield=True)
@@ -325,27 +327,28 @@ class Supervisor:
 
     async def _next_message(self, nursery: trio.Nursery) -> None:
         messages: list[_Gone | None] = []
-        timer = self.dispatch.timer
-        more = self.dispatch.end_more()
+        dispatch, timer = self.dispatch, self.dispatch.timer
+        more = dispatch.end_more()
         deadline = timer.arm()
         if more:
             deadline = -math.inf
         with trio.CancelScope(deadline=deadline) as timer.sleeper:
             messages.append(await self._hear.receive())
         timer.sleeper = None
-        # All at once, as looking through the workers costs as many steps.
+        # All at once, as what follows may look through all workers.
         with suppress(trio.WouldBlock):
             while messages:
                 messages.append(self._hear.receive_nowait())
         for message in messages:
             if message is not None:
                 self._replace(message, nursery)
-        if messages and self._is_open and not self.dispatch.stopping:
+        if messages and self._is_open and not dispatch.stopping:
             self._adjust(nursery)
-        timer.ring(self.dispatch.clock())
+        dispatch.nesting.end_deadlock()
+        timer.ring(dispatch.clock())
         for worker in self._due:
             # It may have been let go while it waited.
-            if self.dispatch.workers.get(worker.id) is worker:
+            if dispatch.workers.get(worker.id) is worker:
                 worker.restarts += 1
                 self.restarts += 1
                 self._tell_worker("on_worker_restart", worker, None)
@@ -400,8 +403,8 @@ class Supervisor:
         self.dispatch.quick += worker.quick
         self.dispatch.quick_time += worker.quick_time
         del self.dispatch.workers[worker.id]
+        self._leavers.pop(worker, None)
         heappush(self._free, worker.id)
-        self.dispatch.nesting.end_deadlock()
 
     def _spend(self, worker: Worker, error: BaseException) -> None:
         """Count a crash; set the time of the restart, or break the pool."""
@@ -439,19 +442,19 @@ class Supervisor:
 
     def _adjust(self, nursery: trio.Nursery) -> None:
         """Hire or retire until as many stay as are wanted."""
-        workers = self.dispatch.workers
-        wanted = self.dispatch.wanted
-        target = 0 if self._retired() else wanted
-        staying = [w for w in workers.values() if not w.retiring]
+        workers, leavers = self.dispatch.workers, self._leavers
+        target = 0 if self._retired() else self.dispatch.wanted
         # Those that were to leave after their job can as well stay; and nobody
         # comes before another has gone, as both would run jobs meanwhile.
-        for worker in workers.values():
-            if worker.retiring and len(staying) < target and worker.stay():
-                staying.append(worker)
+        if len(workers) - len(leavers) < target:
+            for worker in reversed(tuple(leavers)):
+                if len(workers) - len(leavers) < target and worker.stay():
+                    del leavers[worker]
         for _ in range(target - len(workers)):
             self._hire(nursery)
-        surplus = len(staying) - target
+        surplus = len(workers) - len(leavers) - target
         if surplus > 0:
+            staying = [w for w in workers.values() if w not in leavers]
             for worker in self._dispensable(staying)[:surplus]:
                 if (
                     self._spares_busy
@@ -494,9 +497,9 @@ class Supervisor:
             self._fire(worker)
             return
         self.dispatch.change += 1
+        self._leavers[worker] = None
         worker.retire()
         self._nudge_idle(worker)
-        self.dispatch.nesting.end_deadlock()
 
     # ------------------------------------------------------------------
     # What the handle asks for.
