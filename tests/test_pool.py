@@ -215,6 +215,37 @@ async def test_resize_down_never_interrupts_a_job(
         assert pool.workers() == ()
 
 
+async def test_a_job_sent_as_its_worker_is_let_go_is_done(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    # Which of the two is first is not ours to say.
+    for _ in range(20):
+        async with open_pool(2, double) as pool:
+            replies = [pool.submit_nowait(number) for number in range(2)]
+            await pool.resize(0)
+            assert [reply.state for reply in replies] == [JobState.DONE] * 2
+
+
+async def test_workers_that_were_to_leave_and_stay_are_as_many_as_are_wanted() -> None:
+    async with open_pool(6, obey) as pool:
+        go = trio.Event()
+        replies = [pool.submit_nowait(go.wait) for _ in range(6)]
+        await wait_all_tasks_blocked()
+        before = {worker.id for worker in pool.workers()}
+        async with trio.open_nursery() as nursery:
+            for size in (1, 4, 2, 3):
+                nursery.start_soon(pool.resize, size)
+                await wait_all_tasks_blocked()
+            go.set()
+        for reply in replies:
+            await reply.wait()
+        await wait_all_tasks_blocked()
+        assert pool.statistics().workers == len(pool.workers()) == 3
+        assert {worker.id for worker in pool.workers()} < before
+        await pool.resize(5)
+        assert pool.statistics().workers == len(pool.workers()) == 5
+
+
 async def test_a_pool_of_size_0_lets_jobs_wait_until_it_grows() -> None:
     async with open_pool(0, double) as pool:
         reply = await pool.submit(4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -1621,3 +1623,89 @@ async def test_the_items_of_a_batch_that_wait_for_another_try_end_with_the_pool(
     assert check_books(pool).cancelled == 3_000
     assert len(caught) == 3_000
     assert {type(one.outcome.error) for one in caught} == {JobCancelled}
+class Reader(Hooks):
+    """Reads the variable as workers start and stop."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_worker_start(self, event: WorkerChanged) -> None:
+        self.seen.append(color.get())
+
+    def on_worker_stop(self, event: WorkerChanged) -> None:
+        self.seen.append(color.get())
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["idle", "with a job waiting"])
+async def test_what_a_job_set_is_not_seen_as_its_worker_stops(waits: bool) -> None:
+    async def paint() -> str:
+        before = color.get()
+        color.set("jobs")
+        return before
+
+    hooks = Reader()
+    color.set("openers")
+    async with open_pool(0 if waits else 1, obey, hooks=(hooks,)) as pool:
+        # The caller's context is as the worker's own: none has to be changed for it.
+        replies = [pool.submit_nowait(paint) for _ in range(2)]
+        await pool.resize(1)
+        assert [await reply.wait() for reply in replies] == ["openers"] * 2
+        # It leaves right after this one.
+        last = pool.submit_nowait(paint)
+        await pool.resize(0)
+        assert last.state is JobState.DONE
+    assert hooks.seen == ["openers"] * 2
+
+
+async def test_a_hook_that_hears_of_a_start_can_give_that_worker_its_first_job() -> (
+    None
+):
+    async def paint() -> str:
+        before = color.get()
+        color.set("jobs")
+        return before
+
+    class Starter(Hooks):
+        def on_worker_start(self, event: WorkerChanged) -> None:
+            if opened:
+                replies.extend(pool.submit_nowait(paint) for _ in range(2))
+
+    replies: list[Any] = []
+    opened = False
+    color.set("openers")
+    async with open_pool(0, obey, hooks=(Starter(),)) as pool:
+        opened = True
+        await pool.resize(1)
+        assert [await reply.wait() for reply in replies] == ["openers"] * 2
+        assert color.get() == "openers"
+
+
+# Very many workers.
+
+
+async def test_an_idle_worker_takes_no_more_than_four_kilobytes() -> None:
+    number = 500
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        async with open_pool(number, obey):
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / number < 4096
+
+
+async def test_a_worker_that_has_gone_leaves_nothing_for_the_collector() -> None:
+    gc.disable()
+    try:
+        async with open_pool(20, obey) as pool:
+            await pool.process(1)
+            gc.collect()
+            await pool.resize(1)
+            await wait_all_tasks_blocked()
+            # Not even a reference to itself.
+            assert gc.collect() < 19
+    finally:
+        gc.enable()

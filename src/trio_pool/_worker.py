@@ -33,6 +33,7 @@ from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
 from ._job import Job
+from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
@@ -432,7 +433,10 @@ class Worker:
         """Note that others have run: the time slice begins anew."""
         self._points = self.task._schedule_points
         self._rested = perf_counter()
-        self.dispatch.flush_if_due()
+        # The lists of times measured lately are not to grow long.
+        dispatch = self.dispatch
+        if len(dispatch.runs.pending) >= FLUSH or len(dispatch.waits.pending) >= FLUSH:
+            dispatch.flush()
 
     @enable_ki_protection
     async def _next_job(self) -> Job | None:
