@@ -1511,13 +1511,28 @@ class TestCheckpoints:
                 await kind.batch(getattr(pool, method), source())
 
     @pytest.mark.parametrize("ordered", [True, False])
-    async def test_of_every_read_of_a_stream(self, kind, ordered):
+    async def test_of_the_first_read_of_a_stream(self, kind, ordered):
+        async with kind.open() as pool:
+            jobs = [next_job] * 3
+            async with kind.batch(pool.stream, jobs, ordered=ordered) as results:
+                await wait_all_tasks_blocked()
+                with assert_checkpoints():
+                    await anext(results)
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    async def test_of_the_cancellation_of_every_read_of_a_stream(self, kind, ordered):
         async with kind.open() as pool:
             jobs = [next_job] * 3
             async with kind.batch(pool.stream, jobs, ordered=ordered) as results:
                 for _ in jobs:
-                    with assert_checkpoints():
+                    await wait_all_tasks_blocked()
+                    with trio.CancelScope() as scope:
+                        scope.cancel()
                         await anext(results)
+                    assert scope.cancelled_caught
+                    await anext(results)
+                with pytest.raises(StopAsyncIteration):
+                    await anext(results)
 
     @pytest.mark.parametrize("count", [0, 3])
     async def test_of_a_stream_that_is_left_unread(self, kind, count):

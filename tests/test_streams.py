@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
+from time import perf_counter
 from typing import Any
 
+import attrs
 import outcome
 import pytest
 import trio
@@ -24,6 +28,7 @@ from trio_pool import (
     Restart,
     Settled,
     WorkerCrashed,
+    current_job,
     open_pool,
 )
 
@@ -143,6 +148,11 @@ def assert_idle(pool: Any) -> None:
     assert (count.queued, count.running, count.busy) == (0, 0, 0)
     ended = count.done + count.failed + count.timed_out
     assert count.accepted == ended + count.cancelled + count.dropped + count.lost
+
+
+async def by_outcomes(pool: Pool[Any, Any], items: Any) -> list[Any]:
+    async with pool.stream(items, outcomes=True) as results:
+        return [settled.outcome.unwrap() async for settled in results]
 
 
 # ---- order and results
@@ -386,7 +396,198 @@ def test_every_way_tells_what_direct_calls_would_tell(
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
+async def test_the_records_of_settle_are_frozen_and_as_if_made_one_by_one() -> None:
+    """So are their outcomes, each of which can be unwrapped once."""
+    async with open_pool(2, double) as pool:
+        results = await pool.settle(range(1500))
+    made = [Settled(x, x, outcome.Value(2 * x)) for x in range(1500)]
+    assert results == made
+    assert repr(results[:3]) == repr(made[:3])
+    for settled in results[:3]:
+        assert type(settled) is Settled
+        assert type(settled.outcome) is outcome.Value
+        assert hash(settled) == hash(made[settled.index])
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            settled.index = 5  # type: ignore[misc]
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            settled.outcome.value = 5  # type: ignore[misc, union-attr]
+        assert pickle.loads(pickle.dumps(settled)) == settled
+        settled.outcome.unwrap()
+        with pytest.raises(outcome.AlreadyUsedError):
+            settled.outcome.unwrap()
+
+
+async def test_failures_among_many_values_keep_their_places() -> None:
+    async with open_pool(3, odd_fails) as pool:
+        settled = await pool.settle(range(1201))
+        async with pool.stream(range(1201), outcomes=True) as results:
+            streamed = [s async for s in results]
+    for found in (settled, streamed):
+        assert [(s.index, s.item) for s in found] == [(x, x) for x in range(1201)]
+        for s in found:
+            if s.item % 2:
+                assert isinstance(s.outcome, outcome.Error)
+                assert s.outcome.error.args == (s.item,)
+            else:
+                assert s.outcome == outcome.Value(s.item)
+
+
+@pytest.mark.parametrize(
+    "read", [by_map, by_settle, by_stream, by_unordered_stream, by_outcomes]
+)
+@pytest.mark.parametrize("every", [1, 3, 50, 1000])
+async def test_the_books_are_right_at_every_moment_of_a_batch(
+    read: Read, every: int, autojump_clock: MockClock
+) -> None:
+    """Also where items of many that need no sleep look at them."""
+    started = finished = most = 0
+    ids = set()
+
+    async def handler(x: int) -> int:
+        nonlocal started, finished, most
+        started += 1
+        look(x)
+        if x % every == 0:
+            await trio.sleep(0.25 * (x % 3))
+            look(x)
+        finished += 1
+        return x
+
+    def look(x: int) -> None:
+        count = pool.statistics()
+        assert count.accepted == count.done + count.running
+        # A worker may have its next item and not have begun with it.
+        assert finished <= count.done <= finished
+        assert started <= count.accepted <= started + 3
+        assert sum(worker.jobs for worker in pool.workers()) in range(
+            started, started + 4
+        )
+        job = current_job()
+        assert job.input == x
+        ids.add((x, job.id))
+
+    def items() -> Iterator[int]:
+        for x in range(300):
+            count = pool.statistics()
+            assert finished - 3 <= count.done <= finished
+            assert sum(w.jobs for w in pool.workers()) <= started + 3
+            yield x
+
+    async with open_pool(3, handler) as pool:
+        assert sorted(await read(pool, items())) == list(range(300))
+        count = pool.statistics()
+        assert count.done == count.accepted == count.run.count == 300
+        assert sum(worker.jobs for worker in pool.workers()) == 300
+        # The ids are the items' own, and an item keeps the one that it has.
+        assert len(ids) == len({x for x, _ in ids}) == len({i for _, i in ids}) == 300
+        assert sorted(await read(pool, range(300))) == list(range(300))
+        assert pool.statistics().run.count == 600
+        assert sum(worker.jobs for worker in pool.workers()) == 600
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("outcomes", [True, False])
+async def test_a_stream_keeps_nothing_of_what_was_read(
+    ordered: bool, outcomes: bool
+) -> None:
+    class Thing:
+        pass
+
+    alive: weakref.WeakSet[Thing] = weakref.WeakSet()
+
+    async def handler(_: Thing) -> Thing:
+        result = Thing()
+        alive.add(result)
+        return result
+
+    def items() -> Iterator[Thing]:
+        for _ in range(100):
+            item = Thing()
+            alive.add(item)
+            yield item
+
+    async with open_pool(2, handler) as pool:
+        async with pool.stream(
+            items(), ahead=4, ordered=ordered, outcomes=outcomes
+        ) as results:
+            async for _ in results:  # type: ignore[attr-defined]
+                # An item and its result for each in the window, for the one
+                # that was read, and a few that frames of workers hold.
+                assert len(alive) <= 2 * (4 + 1 + 2)
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 4),
+    ahead=st.integers(1, 20),
+    ordered=st.booleans(),
+    sleeps=st.lists(st.integers(0, 3), max_size=60),
+    pauses=st.lists(st.integers(0, 2), min_size=1, max_size=5),
+)
+def test_a_stream_is_never_further_ahead_than_it_may(
+    size: int, ahead: int, ordered: bool, sleeps: list[int], pauses: list[int]
+) -> None:
+    """And as far as it may, whenever nothing else is to do."""
+    taken = read = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for index in range(len(sleeps)):
+            taken += 1
+            assert taken <= read + ahead
+            yield index
+
+    async def handler(index: int) -> int:
+        if sleeps[index]:
+            await trio.sleep((sleeps[index] - 1) * 0.25)
+        return index
+
+    async def main() -> None:
+        nonlocal read
+        got = []
+        async with open_pool(size, handler) as pool:
+            async with pool.stream(items(), ahead=ahead, ordered=ordered) as results:
+                async for index in results:
+                    got.append(index)
+                    read += 1
+                    pause = pauses[index % len(pauses)]
+                    if pause:
+                        await trio.sleep((pause - 1) * 5)
+                        await wait_all_tasks_blocked()
+                    if pause == 2:
+                        assert taken == min(read + ahead, len(sleeps))
+            assert_idle(pool)
+            assert pool.statistics().done == len(sleeps)
+        assert (got if ordered else sorted(got)) == list(range(len(sleeps)))
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
 # ---- pulling the input
+
+
+@every_way
+async def test_an_item_that_was_asked_for_as_the_pool_was_cancelled_never_runs(
+    read: Read,
+) -> None:
+    """The input itself cancels the pool, and gives another item then."""
+    seen = []
+
+    async def handler(x: int) -> int:
+        seen.append(x)
+        return x
+
+    def items() -> Iterator[int]:
+        for x in range(100):
+            if x == 20:
+                pool.cancel()
+            yield x
+
+    async with open_pool(1, handler) as pool:
+        # Read in another task, as the block ends with the pool.
+        with pytest.raises((PoolClosed, JobCancelled, ExceptionGroup)):
+            await read(pool, items())
+    assert max(seen) < 20
 
 
 @pytest.mark.parametrize("read", [by_map, by_settle])
@@ -814,6 +1015,33 @@ async def test_failures_that_were_read_are_not_reported_again() -> None:
         async with pool.stream([1, 2]) as plain:
             with pytest.raises(ValueError, match="1"):
                 await anext(plain)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_reading_what_is_ready_lets_others_run(ordered: bool) -> None:
+    """Not at each read, but whenever half a millisecond has passed."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with open_pool(1, double) as pool, trio.open_nursery() as nursery:
+        async with pool.stream(range(20), ahead=20, ordered=ordered) as results:
+            await wait_all_tasks_blocked()
+            nursery.start_soon(other)
+            await anext(results)
+            before = turns
+            for _ in range(6):
+                end = perf_counter() + 0.0006
+                while perf_counter() < end:
+                    pass
+                await anext(results)
+            # Whose turn is first is left to chance, each time.
+            assert turns - before >= 5
+        nursery.cancel_scope.cancel()
 
 
 async def test_two_readers_of_a_stream_are_refused() -> None:

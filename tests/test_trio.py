@@ -345,3 +345,31 @@ async def test_the_length_of_a_task_s_context_follows_what_is_set() -> None:
     assert len(context) == before + 1
     variable.reset(token)
     assert len(context) == before
+
+
+async def test_the_status_of_a_task_says_if_a_checkpoint_would_be_cancelled() -> None:
+    async def ask() -> None:
+        expected = False
+        told = current_task()._cancel_status.effectively_cancelled  # noqa: SLF001
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            expected = True
+            raise
+        finally:
+            answers.append((told, expected))
+
+    answers: list[tuple[bool, bool]] = []
+    await ask()
+    with trio.CancelScope() as outer:
+        outer.cancel()
+        with trio.CancelScope(shield=True) as shield:
+            await ask()
+            with trio.CancelScope() as inner:
+                inner.cancel()
+                await ask()
+            await ask()
+            shield.shield = False
+            await ask()
+    await ask()
+    assert answers == [(x, x) for x in (False, False, True, False, True, False)]

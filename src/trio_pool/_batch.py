@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
 
 import trio
@@ -34,13 +35,29 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """Where a batch puts its results: a list, or a stream's window."""
+    """Where a batch puts its results: a list, or a stream's window.
+
+    What `answer` would do with the value of an item a worker that pulls does
+    itself, as a call would take longer: it puts the value at its index into
+    ``values``.
+    """
+
+    values: Any
+    """Results by index: a list that has a place for each item, or a mapping."""
+    items: Any
+    """Where items are kept, in the order of their indices; None if they are not."""
+    reader: Task | None
+    """Who waits for the next result, and wants to look at each that is ready."""
 
     def expect(self, item: Any) -> None:
         """The next item of the input has been taken."""
 
-    def answer(self, job: Job) -> None:
-        """The job of ``job.index`` has ended."""
+    def answer(self, job: Job) -> bool:
+        """The job of ``job.index`` has ended; say whether its record is kept."""
+        ...
+
+    def look(self) -> None:
+        """Let the reader go on, if the next result is ready."""
 
     def ended(self) -> None:
         """The source has run out and every item has ended."""
@@ -57,6 +74,11 @@ async def _advance_async(iterator: AsyncIterator[Any]) -> Any:
     return await anext(iterator)
 
 
+TURN = 0.0006
+"""Seconds for which the workers of a batch may go on in one turn of trio's
+scheduler, all together. Another task may have to wait for two of them: it is
+the first of its turn, and then the last."""
+
 # Iterators that run nobody's code need no place for Ctrl-C to land.
 _PLAIN = frozenset(map(type, map(iter, ([], (), range(0), {}, set(), "", b""))))
 
@@ -65,41 +87,42 @@ _PLAIN = frozenset(map(type, map(iter, ([], (), range(0), {}, set(), "", b""))))
 class Batch:
     """One `map`, `settle` or `stream`: where items come from and results go.
 
-    Unless the sink ``keeps`` the job records, each worker has one record for
-    the batch and fills it anew for each item. A batch is ``hungry`` while a
-    worker may pull from it.
+    Each worker has one record for the batch and fills it anew for each item,
+    unless the sink keeps it. A batch is ``hungry`` while a worker may pull
+    from it.
     """
 
     __slots__ = (
-        "_feeder",
         "_feeding",
         "_queue",
         "_raise_cancel",
-        "_sink",
-        "advance",
+        "_spent",
+        "_turn",
         "context",
         "cut",
         "dispatch",
         "ended_early",
         "exhausted",
+        "feeder",
         "fn",
         "handed",
+        "helpers",
         "hungry",
-        "iterator",
-        "keeps",
+        "last",
         "live",
         "owner",
+        "plain",
         "pool_error",
         "priority",
         "put_offs",
         "queued_at",
         "retry",
+        "sink",
+        "source",
         "source_error",
         "stop_at",
         "stopped",
-        "taken",
         "timeout",
-        "values",
         "waiting",
     )
 
@@ -111,16 +134,13 @@ class Batch:
         timeout: float,
         priority: int,
         stop_at: float = math.inf,
-        keeps: bool = False,
         fn: Callable[..., Any] | None = None,
-        values: list[Any] | None = None,
         retry: Retry | None = None,
     ) -> None:
         self.dispatch = dispatch
         self.context = context
         self.timeout = timeout
         self.priority = priority
-        self.keeps = keeps
         self.fn = fn
         """What a `TaskPool` calls with each item."""
         self.retry = retry
@@ -130,14 +150,17 @@ class Batch:
         self.queued_at = 0.0
         self.waiting = False
         self.hungry = False
-        self.taken = 0
-        """Items taken so far: the index of the next one."""
+        self.last = -1
+        """The index of the item that was taken last."""
         self.handed = 0
         """Those of them that went through `take`; the rest were pulled."""
         self.stop_at = stop_at
         """The index that must not be taken before the reader has moved on."""
         self.live = 0
         """Items that a worker has."""
+        self.helpers = 2
+        """How many idle workers each that takes an item calls to its side: fewer
+        if it will probably take all there is itself."""
         self.exhausted = False
         """No more items come from the source."""
         self.stopped = False
@@ -148,13 +171,15 @@ class Batch:
         """Items that ended cancelled because the rest was called off."""
         self.source_error: BaseException | None = None
         self.pool_error: Exception | None = None
-        self._sink = sink
-        self.iterator: Iterator[Any] | None = None
-        self.advance: Callable[[Any], Any] = _advance
-        self.values: list[Any] | None = values
-        """Where values go straight, if nothing but values is wanted."""
+        self.sink = sink
+        self.source: Iterator[tuple[int, Any]] | None = None
+        """Where items come from, with their indices; None if they are fed."""
+        self.plain = False
+        """Nobody's code runs as an item is taken."""
+        self._turn: set[Worker] = set()
+        self._spent = False
         self._queue: deque[Any] = deque()
-        self._feeder: Task | None = None
+        self.feeder: Task | None = None
         self._feeding: trio.CancelScope | None = None
         self.owner: Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
@@ -163,31 +188,54 @@ class Batch:
 
     def open(self, iterator: Iterator[Any]) -> None:
         """Let workers pull from a plain iterator."""
-        self.iterator = iterator
-        if type(iterator) in _PLAIN:
-            self.advance = next
-        else:
+        self.plain = type(iterator) in _PLAIN
+        if not self.plain:
             # In a context of its own: what it sets is no job's business.
             run = self.context.copy().run
-            self.advance = partial(run, _advance)  # type: ignore[call-arg]
+            asked = partial(run, _advance)  # type: ignore[call-arg]
+            iterator = map(asked, repeat(iterator))
+        self._draw_from(iterator)
+
+    def _draw_from(self, iterator: Iterator[Any]) -> None:
+        self.source = enumerate(iterator, self.taken)
         self.look()
+
+    @property
+    def taken(self) -> int:
+        """Count the items taken so far; it is the index of the next one."""
+        return self.last + 1
 
     @property
     def pulled(self) -> int:
         """Items that a worker has taken and finished without asking anyone."""
-        return self.taken - self.handed
+        return self.last + 1 - self.handed
 
     def run_dry(self) -> None:
         """The source has said that it is at its end; do not ask it again."""
-        self.iterator = iter(())
-        self.advance = next
+        self.source = iter(())
+
+    def begin_turn(self, worker: Worker) -> float:
+        """Return for how long a worker that has just rested may go on.
+
+        The first to run in a turn of trio's scheduler has all the time there
+        is for the batch; if it needs it, those that follow have none. Each
+        runs once in a turn, so who comes again begins the next.
+        """
+        if worker in self._turn:
+            self._turn.clear()
+            self._spent = False
+        self._turn.add(worker)
+        return 0.0 if self._spent else TURN
+
+    def spend_turn(self) -> None:
+        """Have the workers that follow in this turn give way at once."""
+        self._spent = True
 
     def is_alone(self) -> bool:
         """Say whether a worker may just go on with this batch's next item."""
         dispatch = self.dispatch
         return (
-            self.values is not None
-            and self.iterator is not None
+            self.source is not None
             and self.fn is None
             and self.timeout == math.inf
             and dispatch.solo
@@ -200,13 +248,13 @@ class Batch:
 
     def take(self, worker: Worker) -> Job | None:
         """Pull the next item into the worker's record; None if there is none."""
-        if self.iterator is None:
-            item = self._queue.popleft()
-            if self._feeder is not None:
+        if self.source is None:
+            index, item = self.taken, self._queue.popleft()
+            if self.feeder is not None:
                 self._wake_feeder()
         else:
             try:
-                item = self.advance(self.iterator)
+                index, item = next(self.source)
             except StopIteration:
                 self._run_out()
                 return None
@@ -216,9 +264,9 @@ class Batch:
                 return None
             if self.stopped:
                 return None
-        self._sink.expect(item)
+        self.sink.expect(item)
         job = worker.ticket
-        if job is None or job.batch is not self or self.keeps:
+        if job is None or job.batch is not self:
             job = worker.ticket = self._ticket()
         else:
             job.attempts = 0
@@ -226,12 +274,12 @@ class Batch:
                 job.terms = self._terms()
             job.error = None
         job.input = item if self.fn is None else (self.fn, (item,))
-        job.index = self.taken
+        job.index = index
         job.name()
-        self.taken += 1
+        self.last = index
         self.handed += 1
         self.live += 1
-        if self.taken >= self.stop_at or not (self.iterator or self._queue):
+        if index + 1 >= self.stop_at or not (self.source or self._queue):
             self.hungry = False
         return job
 
@@ -252,6 +300,10 @@ class Batch:
     def put_off(self, job: Job) -> None:
         """Keep the record of an item that will be tried again for that item."""
         self.put_offs.add(job)
+        self.keep(job)
+
+    def keep(self, job: Job) -> None:
+        """Let no other item have the record of this one."""
         if job.worker is not None and job.worker.ticket is job:
             job.worker.ticket = None
 
@@ -260,11 +312,14 @@ class Batch:
         self.live -= 1
         self.put_offs.discard(job)
         called_off = self.stopped and self.pool_error is None
+        kept = False
         if called_off and job.state is JobState.CANCELLED:
             self.ended_early += 1
         else:
-            self._sink.answer(job)
-        if not self.keeps:
+            kept = self.sink.answer(job)
+        if kept:
+            self.keep(job)
+        else:
             job.input = job.value = None
             job.forget_error()
         if not self.live and self.exhausted:
@@ -276,7 +331,7 @@ class Batch:
             not self.hungry
             and not self.exhausted
             and self.taken < self.stop_at
-            and (self.iterator is not None or self._queue)
+            and (self.source is not None or self._queue)
         ):
             self.hungry = True
             self.dispatch.offer(self)
@@ -285,8 +340,8 @@ class Batch:
         self.exhausted = True
         self.hungry = False
         self._queue.clear()
-        self.iterator = None
-        if self._feeder is not None:
+        self.source = None
+        if self.feeder is not None:
             self._wake_feeder()
         if not self.live:
             self._end()
@@ -294,7 +349,7 @@ class Batch:
             self.dispatch.hear_end()
 
     def _end(self) -> None:
-        self._sink.ended()
+        self.sink.ended()
         if self.owner is not None:
             owner, self.owner = self.owner, None
             reschedule(owner, WAKE)
@@ -315,17 +370,16 @@ class Batch:
         """Say whether no worker has an item of it, and one would be needed."""
         return not self.live and not self.exhausted
 
-    def move_on(self, stop_at: float) -> None:
-        """Let items below the index ``stop_at`` be taken."""
-        self.stop_at = stop_at
-        if self._feeder is not None:
+    def move_on(self) -> None:
+        """Let items be taken up to a ``stop_at`` that has been moved."""
+        if self.feeder is not None:
             self._wake_feeder()
         self.look()
 
     # What the task of the call does.
 
     def _wake_feeder(self) -> None:
-        feeder, self._feeder = self._feeder, None
+        feeder, self.feeder = self.feeder, None
         if feeder is not None:
             reschedule(feeder, WAKE)
 
@@ -356,18 +410,17 @@ class Batch:
         while not self.exhausted and (
             len(self._queue) >= width or self.taken + len(self._queue) >= self.stop_at
         ):
-            self._feeder = current_task()
+            self.feeder = current_task()
             await self.dispatch.sleep(self._feeder_left)
 
     def _feeder_left(self, _: object) -> Abort:
-        self._feeder = None
+        self.feeder = None
         return Abort.SUCCEEDED
 
     def _run_out_of_feed(self) -> None:
         if self._queue:
             # What was fed goes on as a plain source that will run out.
-            self.iterator = _drain(self._queue)
-            self.look()
+            self._draw_from(_drain(self._queue))
         else:
             self._run_out()
 

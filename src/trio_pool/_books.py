@@ -90,10 +90,19 @@ def picture(worker: Any, stamp: Callable[[], float]) -> WorkerSnapshot:
         state=state,
         job_id=None if job is None else job.name(),
         job_age=age,
-        jobs=worker.jobs,
+        jobs=_jobs(worker),
         restarts=worker.restarts,
         last_error=worker.last_error,
     )
+
+
+def _jobs(worker: Any) -> int:
+    """Count the jobs that a worker has started, with those it pulls just now."""
+    job = worker.job
+    started: int = worker.jobs
+    if job is not None and job.batch is not None:
+        started += max(0, job.index - worker.counted)
+    return started
 
 
 @final

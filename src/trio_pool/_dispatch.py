@@ -639,7 +639,7 @@ class Dispatch:
                 if self.idle and job.batch is not None:
                     # Waking the others two by two reaches all soon, and only
                     # as many as there are items for.
-                    self.rouse(2)
+                    self.rouse(job.batch.helpers)
                 if self.watched:
                     self.tell_job("on_job_queue", job)
             elif self.room.count:

@@ -666,6 +666,8 @@ class Pool(_Handle, Generic[In, Out]):
         is a `Settled`; otherwise the error of a failed job is raised in its
         place, and reading may go on. Leaving early, by ``break`` or an error,
         cancels the rest; failures left unread are the pool's to report.
+        Every read checks for cancellation, but one whose result is ready gives
+        other tasks a turn only if that is the first read or 0.5 ms have passed.
         """
         return self._stream(items, ordered, ahead, outcomes, timeout, priority, retry)
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
+from itertools import chain
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, final
@@ -22,6 +23,7 @@ import trio
 from trio.lowlevel import (
     Abort,
     cancel_shielded_checkpoint,
+    checkpoint,
     current_task,
     disable_ki_protection,
     enable_ki_protection,
@@ -62,12 +64,15 @@ _NO_NURSERIES: frozenset[trio.Nursery] = frozenset()
 # the measured times are to be counted.
 _SELDOM = 127
 
-# Items of a map that go by unmeasured while as many took less than this.
-_SKIP = 7
+# Items of a map that are measured together, while they take next to no time.
+_SKIP = 8
 
 # Seconds; jobs that take less are measured together, which is a good deal
 # cheaper than to put each into a histogram.
 _SHORT = 0.00002
+
+
+NOT_PULLING = inf
 
 
 async def call_function(call: tuple[Callable[..., Any], Any]) -> Any:
@@ -86,6 +91,23 @@ def in_context(context: Context) -> bool:
         if var.get(_MISSING) is not value:
             return False
     return True
+
+
+def _holds(variables: tuple[tuple[ContextVar[Any], Any], ...]) -> bool:
+    for var, kept in variables:  # noqa: SIM110 - as above
+        if var.get(_MISSING) is not kept:
+            return False
+    return True
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Say whether Ctrl-C has come in a worker's own frame."""
+    trace = error.__traceback__
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and trace is not None
+        and trace.tb_next is None
+    )
 
 
 @final
@@ -137,6 +159,7 @@ class Worker:
         "_watch",
         "alarms",
         "asleep",
+        "counted",
         "crashes",
         "dispatch",
         "gated",
@@ -179,6 +202,8 @@ class Worker:
         self.jobs = 0
         self.jobs_before = 0
         """Jobs that were started before it was set up last."""
+        self.counted: float = NOT_PULLING
+        """The last item of a batch that is in ``jobs``, where it pulls some."""
         self.quick = 0
         """Those of them that took next to no time."""
         self.quick_time = 0.0
@@ -629,99 +654,153 @@ class Worker:
             self.is_getting_ready = False
 
     async def _pull(self, job: Job, handler: Handler) -> Any:
-        """Run an item of `map` and those after it, while nothing else is to do.
+        """Run an item of a batch and those after it, while nothing else is to do.
 
         Returns the value of the item in ``job``, still to be answered. This is
         `Batch.take` and `Dispatch.finish` in a nutshell: an item costs less
         than one of those calls. So does protection from Ctrl-C, which may
-        land anywhere here: the books move by the one store of ``batch.taken``,
+        land anywhere here: the books move by the one store of ``batch.last``,
         and the item in hand is lost, as it is when Ctrl-C lands in a handler.
         """
         dispatch, batch = self.dispatch, job.batch
         assert batch is not None
-        task, status = self.task, self._status
-        advance, iterator, values = batch.advance, batch.iterator, batch.values
-        assert iterator is not None
-        assert values is not None
-        # What `in_context` looks at, laid out.
+        source = batch.source
+        assert source is not None
+        task, status, sink = self.task, self._status, batch.sink
+        values, items = sink.values, sink.items
+        listed = type(values) is list
+        simple = batch.plain and listed and items is None
+        # What `in_context` looks at, laid out. A task's context is the one that
+        # it was resumed in, and its length that of the variables as they are.
+        context = task.context
         width, held = len(batch.context), tuple(batch.context.items())
-        plain = advance is next
         stamp = dispatch.stamp
         real = stamp is perf_counter
         points = task._schedule_points
         rested = checked = perf_counter()
         since = job.started_at
-        # Short items are measured together: alone, that would take longer.
-        skip = span = quick = 0
+        # Short items are measured together: alone, that would take longer. Those
+        # taken between two sleeps are next to each other, and so can be counted.
+        due: float = 0
+        quick = 0
         quick_time = 0.0
         change = dispatch.change
-        brief = dispatch.slice
-        index, item = job.index, job.input
+        brief, share = batch.begin_turn(self), dispatch.slice
+        # The last item that is in ``jobs``, and has been measured.
+        self.jobs -= 1
+        counted = self.counted = job.index - 1
+        limit = batch.stop_at - 1
+        first = special = True
+        tired = failed = False
+        value = None
         try:
-            while True:
-                value = await handler(item)
+            for index, item in chain(((job.index, job.input),), source):
+                if special:
+                    if first:
+                        first = False
+                    else:
+                        if batch.stopped:
+                            break
+                        batch.last = index
+                        if index + 1 >= batch.stop_at:
+                            batch.hungry = False
+                        if listed:
+                            values.append(None)
+                        if items is not None:
+                            items.append(item)
+                        if sink.reader is not None:
+                            sink.look()
+                        if tired:
+                            tired = False
+                            job.index = index
+                            job.input = item
+                            # As if the handler began with it.
+                            failed = True
+                            await checkpoint()
+                            failed = False
+                            brief, share = dispatch.slice, batch.begin_turn(self)
+                            since = job.started_at = stamp()
+                    special = not simple
+                else:
+                    batch.last = index
+                    values.append(None)
+                job.index = index
+                job.input = item
+                try:
+                    value = await handler(item)
+                except BaseException:
+                    failed = True
+                    raise
                 slept = task._schedule_points
                 if slept != points:
                     points = slept
+                    context = task.context
                     now = stamp()
                     dispatch.runs.pending.append(now - since)
                     since = job.started_at = now
-                    quick += span - skip
-                    skip = span = 0
+                    quick += index - counted - 1
+                    self.jobs += index - counted
+                    counted = self.counted = batch.last
+                    due = 0
+                    limit = batch.stop_at - 1
+                    brief, share = share, dispatch.slice
+                    batch.helpers = 2
                     rested = checked = perf_counter()
-                elif skip:
-                    skip -= 1
-                else:
+                    if counted >= limit:
+                        break
+                elif index >= due:
                     now = perf_counter()
                     spent = now - checked
-                    items = span + 1
-                    span = 0
+                    fresh = index - counted
                     if spent < _SHORT:
-                        skip = span = _SKIP
-                        quick += items
+                        due = index + _SKIP
+                        if due > limit:
+                            due = limit
+                        quick += fresh
                         quick_time += spent
                     elif real:
-                        dispatch.runs.pending.extend([spent / items] * items)
+                        dispatch.runs.pending.extend([spent / fresh] * fresh)
                     else:
-                        quick += items
+                        quick += fresh
+                    self.jobs += fresh
+                    counted = self.counted = batch.last
                     checked = now
                     if real:
                         since = now
+                    if counted >= limit:
+                        # Looked at again, as a handler may read the stream.
+                        limit = batch.stop_at - 1
+                        if counted >= limit:
+                            batch.helpers = 1
+                            break
                     if now - rested > brief:
-                        break
-                touched = len(copy_context()) != width
-                for var, kept in held:
-                    if var.get(_MISSING) is not kept:
-                        touched = True
+                        special = tired = True
+                        if brief:
+                            batch.spend_turn()
                 if (
-                    touched
+                    len(context) != width
                     or dispatch.change != change
                     or task._cancel_status is not status
                 ):
                     break
-                try:
-                    item = advance(iterator)
-                except StopIteration:
-                    batch.run_dry()
-                    break
-                except BaseException as error:
-                    batch.source_error = error
-                    batch.stop()
-                    break
-                if not plain and batch.stopped:
+                if held and not _holds(held):
                     break
                 values[index] = value
-                values.append(None)
-                index = batch.taken
-                batch.taken = index + 1
-                job.index = index
-                job.input = item
-                self.jobs += 1
-        except BaseException:
-            job.started_at = since
-            raise
+            else:
+                batch.run_dry()
+        except BaseException as error:
+            if failed or _is_ours(error):
+                job.started_at = since
+                failed = True
+                raise
+            batch.source_error = error
+            batch.stop()
         finally:
-            self.quick += quick + span - skip
+            # Not those that others have taken while the last one slept.
+            fresh = max(0, job.index - counted)
+            self.jobs += fresh
+            self.counted = NOT_PULLING
+            self.quick += quick + max(0, fresh - failed)
             if real:
                 self.quick_time += quick_time
         return value
