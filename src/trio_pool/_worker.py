@@ -65,7 +65,7 @@ _NO_NURSERIES: frozenset[trio.Nursery] = frozenset()
 _SELDOM = 127
 
 # Items of a map that are measured together, while they take next to no time.
-_SKIP = 8
+_SKIP = 16
 
 # Seconds; jobs that take less are measured together, which is a good deal
 # cheaper than to put each into a histogram.
