@@ -501,8 +501,9 @@ class Worker:
                     # Sleeping here instead of in the channel's `receive` makes
                     # the way of a job a fifth shorter.
                     self.asleep = True
-                    sleep, fetch = dispatch.sleep, self._fetch
+                    sleep = dispatch.sleep
                     await sleep(self._woken)
+                    fetch = self._fetch
                     fetch()
                     if self.job is None:
                         dispatch.wake_up(self)
