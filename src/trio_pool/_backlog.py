@@ -605,7 +605,7 @@ class Keys:
     def leave(self, key: Hashable, job: Job) -> Job | None:
         """Note that a job is over; name the one that comes first by this."""
         arrivals = self._arrivals[key]
-        if isinstance(arrivals, Job):
+        if arrivals is job or isinstance(arrivals, Job):
             del self._arrivals[key]
             return None
         was_first = next(iter(arrivals)) is job

@@ -105,7 +105,9 @@ def describe(job: Any) -> CurrentJob:
         deadline = min(deadline, job.started_at + dispatch.epoch + timeout)
     current: Any = _Draft()
     current.pool = dispatch.config.name
-    current.id = job.name()
+    # `Job.name`, but for those that have it made when it is asked for.
+    plain = job.terms is dispatch.plain_terms and job.batch is None
+    current.id = job.id if plain else job.name()
     current.input = job.input
     current.attempt = job.attempts
     current.key = job.terms.key

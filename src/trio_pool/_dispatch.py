@@ -38,7 +38,7 @@ from ._timer import Timer
 from ._trio import WAKE, Sleep, is_system_clock, runner_of, sleeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from trio.lowlevel import Task
 
@@ -223,6 +223,8 @@ class Dispatch:
         self.look_for_listeners()
         self.nesting = Nesting(self)
         self.breaker = config.breaker
+        self.careful = config.breaker is not None
+        """Whether somebody has to be told how each job went."""
         self.rate = config.rate
         self.starts = Starts(self)
         self.guarded = bool(config.rate or config.breaker or config.limiter)
@@ -852,7 +854,10 @@ class Dispatch:
         if terms is not self.plain_terms:
             if terms.token is not None:
                 self._give_back_token(job)
-            self._let_go(job, terms)
+            if terms.rich:
+                self._let_go(job, terms)
+            if terms.key is not None:
+                self._leave_key(job, terms.key)
         if self.tells_complete:
             stamp = self.stamp
             self.tell_heard("on_job_complete", job, stamp())
@@ -936,17 +941,18 @@ class Dispatch:
     def _conclude(self, job: Job) -> None:
         """Let go of all that a job has had a hold of."""
         self._give_back_permit(job)
-        self._let_go(job, job.terms)
+        terms = job.terms
+        if terms.rich:
+            self._let_go(job, terms)
+        if terms.key is not None:
+            self._leave_key(job, terms.key)
+
+    def _leave_key(self, job: Job, key: Hashable) -> None:
+        following = self._keys.leave(key, job)
+        if following is not None:
+            self._release(following)
 
     def _let_go(self, job: Job, terms: Terms) -> None:
-        if terms.rich:
-            self._let_go_of_the_rest(job, terms)
-        if terms.key is not None:
-            following = self._keys.leave(terms.key, job)
-            if following is not None:
-                self._release(following)
-
-    def _let_go_of_the_rest(self, job: Job, terms: Terms) -> None:
         for alarm in (terms.alarm, terms.expiry):
             if alarm is not None:
                 self.timer.take_back(alarm)
@@ -1294,8 +1300,6 @@ class Dispatch:
         self.tells_queue = hooks.listening("on_job_queue")
         self.tells_start = hooks.listening("on_job_start")
         self.tells_complete = hooks.listening("on_job_complete")
-        self.careful = bool(self.tells_complete or self.config.breaker)
-        """Whether there is more to the end of each job than waking its caller."""
         self.change += 1
 
     def keep_unheard(self, job: Job) -> None:

@@ -360,7 +360,8 @@ class Pool(_Handle, Generic[In, Out]):
             ):
                 self._check_wait(job, task)
             # Only where somebody in this run has a deadline at all.
-            if task._runner.deadlines._active:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            active = task._runner.deadlines._active  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            if active and active != dispatch.timer.deadlines:
                 job.deadline = effective_deadline(task)
             sleep = dispatch.sleep
             await sleep(job.abort)
@@ -554,8 +555,10 @@ class Pool(_Handle, Generic[In, Out]):
             check_priority(priority)
             job.priority = priority
         if key is not None or retry is not None:
-            check_key("key", key)
-            _check_retry(retry)
+            if key is not None:
+                check_key("key", key)
+            if retry is not None:
+                _check_retry(retry)
             job.terms = new_terms(retry or job.terms.retry, key)
 
     @asynccontextmanager

@@ -35,7 +35,6 @@ from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
 from ._job import Job
-from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
@@ -59,10 +58,6 @@ _RUNNING = JobState.RUNNING
 _IDLE = WorkerState.IDLE
 _MISSING = object()
 _NO_NURSERIES: frozenset[trio.Nursery] = frozenset()
-
-# Of the jobs of a worker that sleep, one in so many, plus one, looks whether
-# the measured times are to be counted.
-_SELDOM = 127
 
 # Items of a map that are measured together, while they take next to no time.
 _SKIP = 16
@@ -442,8 +437,7 @@ class Worker:
         call = call_function if supervisor.calls_functions else handler
         if not supervisor.middleware:
             return call
-        onion = compose(supervisor.middleware, call)
-        return lambda _: onion(describe(self.job))
+        return compose(supervisor.middleware, call, self)
 
     @enable_ki_protection
     def _new_scope(self) -> trio.CancelScope:
@@ -458,10 +452,20 @@ class Worker:
         """Note that others have run: the time slice begins anew."""
         self._points = self.task._schedule_points
         self._rested = perf_counter()
-        # The lists of times measured lately are not to grow long.
-        dispatch = self.dispatch
-        if len(dispatch.runs.pending) >= FLUSH or len(dispatch.waits.pending) >= FLUSH:
-            dispatch.flush()
+        self.dispatch.flush_if_due()
+
+    def _has_rested(self, moment: float) -> bool:
+        """Say whether others have run since this was asked last; its slice is over.
+
+        Asked only then, so that from the sleep of a job up to two slices may go by.
+        """
+        slept = self.task._schedule_points
+        if slept == self._points:
+            return False
+        self._points = slept
+        self._rested = moment
+        self.dispatch.flush_if_due()
+        return True
 
     @enable_ki_protection
     async def _next_job(self) -> Job | None:
@@ -512,9 +516,9 @@ class Worker:
                     continue
                 # An idle worker was woken in the job's context; a busy one is
                 # still in that of the last job.
-                tired = (
-                    self._points == task._schedule_points
-                    and perf_counter() - self._rested > dispatch.slice
+                moment = perf_counter()
+                tired = moment - self._rested > dispatch.slice and not (
+                    self._has_rested(moment)
                 )
                 if tired or (
                     (task.context or job.context) and not in_context(job.context)
@@ -584,6 +588,8 @@ class Worker:
             job.state = _DONE
             self.job = None
             dispatch.done += 1
+            if dispatch.tells_complete:
+                dispatch.tell_heard("on_job_complete", job, now)
             caller = job.caller
             if caller is not None:
                 job.caller = None
@@ -596,13 +602,7 @@ class Worker:
         gate = self.gated
         if self.heed or (gate and (gate == SHUT or dispatch.idle)):
             return None
-        slept = task._schedule_points
-        if slept != self._points:
-            self._points = slept
-            self._rested = moment
-            if not self.jobs & _SELDOM:
-                dispatch.flush_if_due()
-        elif moment - self._rested > dispatch.slice:
+        if moment - self._rested > dispatch.slice and not self._has_rested(moment):
             return None
         line = dispatch.line
         top = line.top
@@ -922,10 +922,11 @@ async def _call_ready(ready: Callable[[], Awaitable[object]]) -> None:
 def compose(
     middleware: Sequence[Callable[..., Awaitable[Any]]],
     handler: Handler,
-) -> Callable[..., Awaitable[Any]]:
+    worker: Worker,
+) -> Handler:
     """Wrap a handler in middleware, the first of which is outermost.
 
-    ``call_next`` goes on with the job that it is given, or with the one that
+    What it is called with is the job that the worker has. ``call_next`` goes on with the job that it is given, or with the one that
     its middleware got if it is called without.
     """
 
@@ -934,9 +935,15 @@ def compose(
         return handler((changed or job).input)
 
     step: Callable[..., Awaitable[Any]] = innermost
-    for layer in reversed(middleware):
+    first, *others = middleware
+    for layer in reversed(others):
         step = _wrap(layer, step)
-    return step
+
+    def outermost(_: object) -> Awaitable[Any]:
+        job = describe(worker.job)
+        return first(job, partial(step, job))
+
+    return outermost
 
 
 def _wrap(
