@@ -6,9 +6,11 @@ import pickle
 from typing import Any
 
 import attrs
+import outcome
 import pytest
 
-from trio_pool import CurrentJob, JobChanged, JobState
+from trio_pool import JobChanged, JobState
+from trio_pool._job import new_value
 from trio_pool._records import draft_of
 
 
@@ -51,7 +53,19 @@ def test_a_filled_draft_is_frozen(name: str) -> None:
         setattr(record, name, None)
 
 
-@pytest.mark.parametrize("frozen", [JobChanged, CurrentJob])
-def test_a_draft_has_all_fields_of_its_record(frozen: Any) -> None:
-    names = [field.name for field in attrs.fields(frozen)]
-    assert [field.name for field in attrs.fields(draft_of(frozen))] == names
+def test_the_record_of_a_draft_is_not_known_as_one() -> None:
+    draft = draft_of(JobChanged)
+    record = filled(JobChanged, FIELDS)
+    assert not isinstance(record, draft)
+    assert type(record).__mro__ == JobChanged.__mro__
+
+
+def test_the_outcome_of_a_value_is_unwrapped_once() -> None:
+    made = new_value("result")
+    assert made == outcome.Value("result")
+    assert type(made) is outcome.Value
+    assert made.unwrap() == "result"
+    with pytest.raises(outcome.AlreadyUsedError):
+        made.unwrap()
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        made.value = "other"  # type: ignore[misc]

@@ -1623,6 +1623,8 @@ async def test_the_items_of_a_batch_that_wait_for_another_try_end_with_the_pool(
     assert check_books(pool).cancelled == 3_000
     assert len(caught) == 3_000
     assert {type(one.outcome.error) for one in caught} == {JobCancelled}
+
+
 class Reader(Hooks):
     """Reads the variable as workers start and stop."""
 

@@ -47,7 +47,7 @@ def worker_around(task: Task, dispatch: object = None) -> Any:
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False, weakref_slot=False)
+@attrs.frozen(kw_only=True, eq=False)
 class CurrentJob:
     """The job that is running, as its handler and its middleware see it."""
 

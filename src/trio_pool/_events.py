@@ -126,7 +126,7 @@ class WorkerChanged:
 
 
 @final
-@attrs.frozen(weakref_slot=False)
+@attrs.frozen
 class JobChanged:
     """A job reached another state."""
 

@@ -10,6 +10,7 @@ import trio
 from trio.lowlevel import Abort, current_task, reschedule
 
 from ._events import JobState, Out
+from ._records import draft_of
 from ._trio import WAKE
 
 if TYPE_CHECKING:
@@ -371,7 +372,7 @@ class Reply(Generic[Out]):
         """The job's result or error, fresh at each look; None until it is done."""
         job = self._job
         if job.state is JobState.DONE:
-            return outcome.Value(job.value)
+            return new_value(job.value)
         if not self.done:
             return None
         job.dispatch.heard(job)
@@ -396,9 +397,21 @@ def new_reply(job: Job) -> Reply[Any]:
     return reply
 
 
+DraftValue = draft_of(outcome.Value)
+
+
+def new_value(value: Any) -> outcome.Value[Any]:
+    """Make the outcome of a value."""
+    made = DraftValue()
+    made._unwrapped = False  # noqa: SLF001
+    made.value = value
+    made.__class__ = outcome.Value
+    return made  # type: ignore[no-any-return]
+
+
 def outcome_of(job: Job) -> outcome.Value[Any] | outcome.Error:
     """Make the outcome of an ended job; an error has its caught traceback."""
     error = job.made_error()
     if error is None:
-        return outcome.Value(job.value)
+        return new_value(job.value)
     return outcome.Error(error.with_traceback(job.terms.traceback))

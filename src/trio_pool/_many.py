@@ -34,8 +34,9 @@ from ._batch import Batch
 from ._checks import note, refuse
 from ._errors import JobCancelled, PoolBroken
 from ._events import UNHEARD, JobState, Settled
-from ._job import outcome_of, raise_caught
+from ._job import DraftValue, outcome_of, raise_caught
 from ._nursery import open_bare_nursery
+from ._records import draft_of
 from ._trio import WAKE
 from .streams import Stream
 
@@ -261,40 +262,24 @@ def _open(batch: Batch, items: object) -> None:
         raise TypeError(refuse("items", items, expected))
 
 
-class _Unfrozen(Settled[Any, Any]):  # type: ignore[misc]
-    """A `Settled` while it is being made.
-
-    To make one like this, and let it become frozen then, takes half the time.
-    """
-
-    __slots__ = ()
-    __init__ = object.__init__  # pyright: ignore[reportAssignmentType]
-    __setattr__ = object.__setattr__
-    __delattr__ = object.__delattr__
-
-
-class _UnfrozenValue(outcome.Value[Any]):  # type: ignore[misc]
-    __slots__ = ()
-    __init__ = object.__init__  # pyright: ignore[reportAssignmentType]
-    __setattr__ = object.__setattr__
-    __delattr__ = object.__delattr__
+_Draft = draft_of(Settled)
 
 
 def settled_all(start: int, items: list[Any], values: list[Any]) -> list[Any]:
     """Make the record of each item that has ended by a value."""
-    frozen, frozen_value = Settled, outcome.Value
-    record: Any = _Unfrozen
-    value: Any = _UnfrozenValue
+    draft, frozen = _Draft, Settled
+    draft_value, frozen_value = DraftValue, outcome.Value
     results: list[Any] = []
     for index, item in enumerate(items):
-        result = value()
-        result._unwrapped = False
-        result.value = values[index]
-        result.__class__ = frozen_value
-        settled = record()
+        # `new_value`, without the call.
+        value = draft_value()
+        value._unwrapped = False
+        value.value = values[index]
+        value.__class__ = frozen_value
+        settled = draft()
         settled.index = start + index
         settled.item = item
-        settled.outcome = result
+        settled.outcome = value
         settled.__class__ = frozen
         results.append(settled)
     return results

@@ -926,8 +926,9 @@ def compose(
 ) -> Handler:
     """Wrap a handler in middleware, the first of which is outermost.
 
-    What it is called with is the job that the worker has. ``call_next`` goes on with the job that it is given, or with the one that
-    its middleware got if it is called without.
+    What it is called with is the job that the worker has. ``call_next`` goes on
+    with the job that it is given, or with the one that its middleware got if it
+    is called without.
     """
 
     # None of these is a coroutine of its own: there is nothing to do after.
