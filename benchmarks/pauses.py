@@ -75,9 +75,12 @@ async def _fill_and_end(way: Way, jobs: int, watched: bool) -> tuple[float, floa
         except Left:
             pass
         seconds = perf_counter() - start
-        assert all(reply.done for reply in replies)
+        # The watch gets its turn, and is off before the replies are looked at.
+        await checkpoint()
+        longest = watch.longest
         nursery.cancel_scope.cancel()
-    return seconds - (GRACE if way == "grace over" else 0.0), watch.longest
+    assert all(reply.done for reply in replies)
+    return seconds - (GRACE if way == "grace over" else 0.0), longest
 
 
 async def time_to_end(way: Way, jobs: int) -> float:

@@ -30,8 +30,8 @@ def spread_over_keys(number: int) -> Options:
 
 
 def spread_over_priorities(number: int) -> Options:
-    """Give each job one of so many priorities."""
-    return lambda x: {"priority": x * STRIDE % number}
+    """Give each job one of so many priorities, none of which is the default."""
+    return lambda x: {"priority": 1 + x * STRIDE % number}
 
 
 async def job_at_depth(

@@ -137,6 +137,7 @@ class Line:
         "_gone",
         "_levels",
         "_priorities",
+        "_spare",
         "count",
         "delayed",
         "held",
@@ -170,6 +171,7 @@ class Line:
         self._back: dict[int, list[tuple[float, int, Job]]] = {}
         """Heaps of jobs that were passed and may run now, by priority."""
         self._gone = 0
+        self._spare: deque[_Entry] | None = None
         self._firsts: list[_Firsts] = []
         """Those of the following that there are."""
         self._aged: _Firsts | None = None
@@ -188,7 +190,9 @@ class Line:
     def _level(self, priority: int) -> deque[_Entry]:
         level = self._levels.get(priority)
         if level is None:
-            level = self._levels[priority] = deque()
+            level = deque() if self._spare is None else self._spare
+            self._spare = None
+            self._levels[priority] = level
             insort(self._priorities, priority)
             self._set_top()
         return level
@@ -345,8 +349,18 @@ class Line:
         return None
 
     def _close_level(self, at: int) -> None:
-        del self._levels[self._priorities.pop(at)]
+        # It may well be a level's again soon, and is dear to make.
+        self._spare = self._levels.pop(self._priorities.pop(at))
         self._set_top()
+
+    def lower_top(self) -> deque[_Entry]:
+        """Close the highest levels that have run out; name the top by then."""
+        while not (self.top or self.stopped):
+            highest = self._priorities[-1]
+            if highest <= 0 or highest in self._back:
+                break
+            self._close_level(-1)
+        return self.top
 
     def _close_if_empty(self, priority: int) -> None:
         if priority and not (self._levels.get(priority) or priority in self._back):

@@ -606,6 +606,8 @@ class Worker:
             return None
         line = dispatch.line
         top = line.top
+        if not top and line.count:
+            top = line.lower_top()
         if not top or dispatch.room.count:
             return None
         following = top[0]
