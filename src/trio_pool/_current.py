@@ -99,24 +99,24 @@ _Draft = draft_of(CurrentJob)
 
 def describe(job: Any) -> CurrentJob:
     """Describe a running job to its handler."""
-    dispatch = job.dispatch
+    dispatch, terms, batch = job.dispatch, job.terms, job.batch
     deadline, timeout = job.deadline, job.timeout
     if timeout < inf:
         deadline = min(deadline, job.started_at + dispatch.epoch + timeout)
     current: Any = _Draft()
-    current.pool = dispatch.config.name
+    current.pool = dispatch.name
     # `Job.name`, but for those that have it made when it is asked for.
-    plain = job.terms is dispatch.plain_terms and job.batch is None
+    plain = batch is None and terms is dispatch.plain_terms
     current.id = job.id if plain else job.name()
     current.input = job.input
     current.attempt = job.attempts
-    current.key = job.terms.key
+    current.key = terms.key
     current.priority = job.priority
     current.timeout = timeout
     current.deadline = deadline
     current.worker = job.worker.id
     current._job = job  # noqa: SLF001
-    current._index = 0 if job.batch is None else job.index  # noqa: SLF001
+    current._index = 0 if batch is None else job.index  # noqa: SLF001
     current.__class__ = CurrentJob
     return current  # type: ignore[no-any-return]
 

@@ -136,6 +136,7 @@ class Dispatch:
         "hooks",
         "leases",
         "live",
+        "name",
         "opened_at",
         "paused",
         "pulled",
@@ -160,6 +161,7 @@ class Dispatch:
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
+        self.name = config.name
         self.max_backlog = config.max_backlog
         self.wanted = config.size
         self.slice = 0.0
@@ -349,8 +351,6 @@ class Dispatch:
 
     def admit(self, job: Job, wait: bool) -> bool:
         """Do what `accept` does, for a job with terms or in a choosy pool."""
-        if self.closed:
-            raise self.refusal()
         terms = job.terms
         if terms.rich:
             self._check_terms(terms)
@@ -381,11 +381,13 @@ class Dispatch:
         return (
             self._usual_gate is GUARDED
             and self._choose is None
-            and not (self.line.count or self.line.sources or self.room.count)
+            and not self._has_entries()
             and self.may_pass(job)
         )
 
     def _admit_slowly(self, job: Job, wait: bool) -> bool:
+        if self.closed:
+            raise self.refusal()
         if self.breaker is not None:
             job.permit = self.breaker.admit(self.clock())
             if job.permit is None:
@@ -395,6 +397,8 @@ class Dispatch:
         return self._place(job, wait)
 
     def _check_terms(self, terms: Terms) -> None:
+        if self.closed:
+            raise self.refusal()
         if terms.uid is not None and terms.uid in self.live:
             raise ValueError(refuse("id", terms.uid, "an id that no live job has"))
         if terms.delay and not self.max_backlog:
@@ -576,11 +580,12 @@ class Dispatch:
 
     def next_job(self, worker: Worker, now: float) -> Job | None:
         """Take a job for a free worker, and set it on the worker's record."""
-        if worker.gated:
-            return self._next_gated(worker, now)
         line = self.line
         top = line.top
-        if top and top[0].__class__ is Job and top[0].waiting:
+        gate = worker.gated
+        if gate and (gate == SHUT or self._has_entries()):
+            return self._next_gated(worker, now)
+        if top and type(top[0]) is Job and top[0].waiting:
             # `Line.pop` in the case that is nearly always.
             job: Job = top.popleft()  # type: ignore[assignment]
             job.waiting = False
@@ -598,6 +603,11 @@ class Dispatch:
             # Nothing waits, and nothing is left of what did.
             return None
         return self._take(worker, now)
+
+    def _has_entries(self) -> bool:
+        """Say whether anything waits, be it ready or not."""
+        line = self.line
+        return bool(line.count or line.sources or self.room.count)
 
     def _take(self, worker: Worker, now: float) -> Job | None:
         line = self.line
@@ -1274,7 +1284,7 @@ class Dispatch:
         terms, worker = job.terms, job.worker
         event: Any = _Draft()
         event.kind = _KINDS[hook]
-        event.pool = self.config.name
+        event.pool = self.name
         event.time = now + self.epoch
         # `Job.name`, but for those that have it made when it is asked for.
         event.job_id = (

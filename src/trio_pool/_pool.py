@@ -51,7 +51,7 @@ from ._events import (
     WorkerSnapshot,
     log,
 )
-from ._job import Job, Reply, new_job, new_reply, new_terms, raise_caught
+from ._job import Job, Reply, Terms, new_job, new_reply, raise_caught
 from ._lease import Lease, LeasedTaskWorker, LeasedWorker
 from ._many import map_items, open_stream, settle_items
 from ._nursery import open_bare_nursery
@@ -559,7 +559,11 @@ class Pool(_Handle, Generic[In, Out]):
                 check_key("key", key)
             if retry is not None:
                 _check_retry(retry)
-            job.terms = new_terms(retry or job.terms.retry, key)
+            # `new_terms`, without the call.
+            terms = Terms()
+            terms.retry = job.terms.retry if retry is None else retry
+            terms.key = key
+            job.terms = terms
 
     @asynccontextmanager
     async def lease(

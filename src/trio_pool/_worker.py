@@ -494,7 +494,7 @@ class Worker:
                 if job is None:
                     if self.leaving and self.lease is None:
                         return None
-                    if self.gated:
+                    if self.gated == SHUT:
                         dispatch.rest(self)
                     else:
                         self.state = _IDLE
