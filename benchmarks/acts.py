@@ -46,6 +46,7 @@ MAP_GOALS: dict[str, dict[str, Goal]] = {
 MANY_GOALS = {
     "settle": at_most(1.2),
     "stream, in order": at_most(1.5),
+    "submit_nowait, join, look": at_most(6),
     "submit_nowait, then read": at_most(6),
 }
 

@@ -44,7 +44,9 @@ MANY: dict[str, Contender] = {
     "map": Contender(ours.our_map),
     "settle": Contender(ours.our_settle),
     "stream, in order": Contender(ours.our_stream),
+    "stream, ahead=1000": Contender(ours.our_stream_far_ahead),
     "stream, as ready": Contender(ours.our_stream_as_ready),
+    "submit_nowait, join, look": Contender(ours.our_outcomes),
     "submit_nowait, then read": Contender(ours.our_replies),
     "submit, then read": Contender(ours.our_awaited_replies),
 }

@@ -32,13 +32,9 @@ async def our_map(size: int, handler: Handler) -> AsyncGenerator[Any]:
 
 @asynccontextmanager
 async def our_settle(size: int, handler: Handler) -> AsyncGenerator[Any]:
-    """Our own `settle`, which makes an outcome of each."""
+    """Our own `settle`, which makes a record of each."""
     async with open_pool(size, handler) as pool:
-
-        async def settle(items: Iterable[Any]) -> list[Any]:
-            return [one.outcome.value for one in await pool.settle(items)]  # type: ignore[union-attr]  # no handler here fails
-
-        yield settle
+        yield pool.settle
 
 
 @asynccontextmanager
@@ -48,6 +44,18 @@ async def our_stream(size: int, handler: Handler) -> AsyncGenerator[Any]:
 
         async def stream(items: Iterable[Any]) -> list[Any]:
             async with pool.stream(items) as results:
+                return [result async for result in results]
+
+        yield stream
+
+
+@asynccontextmanager
+async def our_stream_far_ahead(size: int, handler: Handler) -> AsyncGenerator[Any]:
+    """Our own `stream`, in order, whose workers may be far ahead of its reader."""
+    async with open_pool(size, handler) as pool:
+
+        async def stream(items: Iterable[Any]) -> list[Any]:
+            async with pool.stream(items, ahead=1000) as results:
                 return [result async for result in results]
 
         yield stream
@@ -75,6 +83,19 @@ async def our_replies(size: int, handler: Handler) -> AsyncGenerator[Any]:
             return [await reply.wait() for reply in replies]
 
         yield submit_then_read
+
+
+@asynccontextmanager
+async def our_outcomes(size: int, handler: Handler) -> AsyncGenerator[Any]:
+    """Our own `submit_nowait` of all, `join`, then the outcome of each."""
+    async with open_pool(size, handler, max_backlog=math.inf) as pool:
+
+        async def submit_then_look(items: Iterable[Any]) -> list[Any]:
+            replies = [pool.submit_nowait(item) for item in items]
+            await pool.join()
+            return [reply.outcome.unwrap() for reply in replies]  # type: ignore[union-attr]  # all are done
+
+        yield submit_then_look
 
 
 @asynccontextmanager

@@ -87,6 +87,8 @@ def test_map_of_every_contender_gives_all_results(name, contender):
 
     for handler in handlers(name, contender):
         found = contender.run(main, handler)
+        if name == "settle":
+            found = [settled.outcome.unwrap() for settled in found]
         if name in {"aiometer.amap", "stream, as ready"}:
             found = sorted(found)
         assert found == [2 * x for x in range(30)]

@@ -386,6 +386,8 @@ class Dispatch:
         )
 
     def _admit_slowly(self, job: Job, wait: bool) -> bool:
+        # Whatever is raised from here on, what it holds is asked for.
+        job.permit = None
         if self.closed:
             raise self.refusal()
         if self.breaker is not None:
