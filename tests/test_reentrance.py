@@ -6,8 +6,9 @@ import gc
 import math
 import sys
 import weakref
+from collections import Counter
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,9 @@ from trio_pool import (
     JobDropped,
     JobState,
     JobTimeout,
+    PoolBroken,
+    Rate,
+    Restart,
     Retry,
     WorkerCrashed,
     WouldDeadlock,
@@ -526,3 +530,290 @@ async def test_unobserved_ignore_keeps_no_failed_job_alive(autojump_clock):
         # The worker may know its last error.
         assert len(inputs) <= 1
         assert ended(pool) == {"failed": 20}
+
+
+# What the short ways of a job must not leave out -------------------------------
+
+
+async def test_a_retry_that_succeeds_under_a_breaker_has_no_error_left(autojump_clock):
+    """Its worker comes to it straight from another job."""
+    attempts = []
+
+    async def handler(job):
+        if job == "again":
+            attempts.append(job)
+            if len(attempts) == 1:
+                raise ValueError("first try")
+            return "well"
+        await trio.sleep(job)
+        return None
+
+    retry = Retry(attempts=3, backoff=lambda attempt: 0.25)
+    breaker = CircuitBreaker(failures=100)
+    async with open_pool(1, handler, breaker=breaker, retry=retry) as pool:
+        again = await pool.submit("again")
+        await pool.process(1.0)
+        await trio.sleep(1)
+        assert again.state is JobState.DONE
+        assert await again.wait() == "well"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_job_of_a_lease_is_not_tried_again_elsewhere(size, autojump_clock):
+    tries = []
+
+    async def handler(job):
+        tries.append(job)
+        raise ValueError(job)
+
+    async with open_pool(size, handler, retry=Retry(3)) as pool:
+        async with pool.lease() as worker:
+            with trio.fail_after(60), pytest.raises(ValueError, match="once"):
+                await worker.process("once")
+    assert tries == ["once"]
+
+
+@pytest.mark.parametrize("other_pool", [False, True])
+async def test_a_nested_job_sees_the_deadline_of_the_job_around_it(
+    other_pool, autojump_clock
+):
+    async def look(_):
+        return trio.current_effective_deadline()
+
+    async def handler(nested):
+        inner = other if other_pool else pool
+        return await inner.process(False, timeout=100) if nested else await look(None)
+
+    async with open_pool(2, look, timeout=50) as other:
+        async with open_pool(2, handler, timeout=10) as pool:
+            assert await pool.process(True) == 10
+
+
+async def test_a_context_that_a_handler_puts_in_its_place_hides_nothing():
+    variable = ContextVar("variable", default=None)
+
+    async def handler(item):
+        seen = variable.get()
+        variable.set(item)
+        trio.lowlevel.current_task().context = Context()
+        return seen
+
+    def run_bare():
+        async def main():
+            async with open_pool(1, handler) as pool:
+                replies = [pool.submit_nowait(number) for number in range(3)]
+                submitted = [await reply.wait() for reply in replies]
+                return submitted, await pool.map(range(3))
+
+        return trio.run(main)
+
+    found = await trio.to_thread.run_sync(Context().run, run_bare)
+    assert found == ([None] * 3, [None] * 3)
+
+
+async def test_a_job_given_in_by_a_hook_is_not_run_in_the_context_of_the_last():
+    """The worker is on its feet as it is given the job, and stays in no sleep."""
+    variable = ContextVar("variable", default=None)
+    seen = {}
+    go = trio.Event()
+
+    async def handler(job):
+        seen[job] = variable.get()
+        if job == "first":
+            await go.wait()
+
+    replies = []
+
+    def withdraw_and_submit(event):
+        if go.is_set() and not replies:
+            scope.cancel()
+            replies.append(Context().run(pool.submit_nowait, "empty"))
+
+    hooks = [OnQueue(withdraw_and_submit)]
+    async with open_pool(1, handler, max_backlog=0, hooks=hooks) as pool:
+
+        async def first():
+            variable.set("secret")
+            await pool.process("first")
+
+        async def second():
+            with scope:
+                await pool.process("second")
+
+        scope = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(second)
+            await wait_all_tasks_blocked()
+            go.set()
+        await replies[0].wait()
+    assert seen == {"first": "secret", "empty": None}
+
+
+async def test_a_job_that_has_not_begun_is_known_to_a_hook(autojump_clock):
+    """Its deadline is not: its time runs from its start."""
+    seen = []
+
+    def look(event):
+        try:
+            seen.append(current_job().deadline)
+        except RuntimeError:
+            seen.append(None)
+
+    async def handler(job):
+        await trio.sleep(job)
+
+    hooks = [OnQueue(look)]
+    async with open_pool(1, handler, max_backlog=0, timeout=10, hooks=hooks) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.process, 1.0)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(pool.process, 1.0)
+    assert seen == [None, math.inf]
+
+
+@pytest.mark.parametrize("way", ["submit_nowait", "process"])
+async def test_a_keyed_job_may_be_ended_by_the_hook_that_hears_of_it(
+    way, autojump_clock
+):
+    async def handler(job):
+        await trio.sleep(job)
+
+    def end_all(event):
+        if event.key is not None:
+            pool.cancel()
+
+    hooks = [OnQueue(end_all)]
+    async with open_pool(3, handler, hooks=hooks, rate=Rate(1, per=10)) as pool:
+        pool.submit_nowait(0.0)
+        await wait_all_tasks_blocked()
+        if way == "process":
+            with pytest.raises(JobCancelled):
+                await pool.process(0.0, key="a")
+        else:
+            reply = pool.submit_nowait(0.0, key="a")
+            assert reply.state is JobState.CANCELLED
+
+
+async def test_getting_ready_has_no_deadline_of_a_job(autojump_clock):
+    class Handler:
+        def __init__(self):
+            self.seen = []
+
+        async def ready(self):
+            self.seen.append(trio.current_effective_deadline())
+
+        async def __call__(self, job):
+            await trio.sleep(job)
+
+    handler = Handler()
+    async with open_pool(1, handler, timeout=5) as pool:
+        for _ in range(3):
+            await pool.process(1.0)
+    assert handler.seen == [math.inf] * len(handler.seen)
+    assert len(handler.seen) >= 3
+
+
+async def test_an_opening_circuit_refuses_very_many_while_others_take_turns():
+    turns = 0
+
+    async def handler(job):
+        raise ValueError(job)
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    breaker = CircuitBreaker(failures=1, open_for=math.inf)
+    async with open_pool(
+        1, handler, breaker=breaker, max_backlog=math.inf, unobserved="ignore"
+    ) as pool:
+        pool.pause()
+        for number in range(2_000):
+            pool.submit_nowait(number)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            pool.resume()
+            await pool.join()
+            nursery.cancel_scope.cancel()
+        assert pool.statistics().failed == 2_000
+    assert turns >= 5
+
+
+class Kept:
+    """Something of a caller whose end can be seen."""
+
+
+@pytest.mark.parametrize("waits", ["in line", "for room", "nested"])
+async def test_an_idle_pool_keeps_nothing_of_who_has_given_up(waits, autojump_clock):
+    seen = []
+    variable = ContextVar("variable")
+
+    async def handler(job):
+        if isinstance(job, Kept):
+            if waits == "nested":
+                await pool.process(0.0)
+        else:
+            await trio.sleep(job)
+
+    async def call(task_status):
+        kept = Kept()
+        seen.append(weakref.ref(kept))
+        variable.set(kept)
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            await pool.process(kept)
+
+    async with open_pool(2 if waits == "nested" else 1, handler, max_backlog=1) as pool:
+        async with trio.open_nursery() as nursery:
+            if waits != "nested":
+                nursery.start_soon(pool.process, 1.0)
+                await wait_all_tasks_blocked()
+            if waits == "for room":
+                nursery.start_soon(pool.process, 1.0)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(pool.process, 1.0)
+                await wait_all_tasks_blocked()
+            scope = await nursery.start(call)
+            await wait_all_tasks_blocked()
+            if waits != "nested":
+                scope.cancel()
+        del scope, nursery
+        for _ in range(3):
+            await pool.process(0.0)
+        await wait_all_tasks_blocked()
+        gc.collect()
+        assert [ref() for ref in seen] == [None]
+
+
+async def test_who_waits_in_the_block_of_a_breaking_pool_hears_that_it_broke(
+    autojump_clock,
+):
+    """However many they are: the block is called off when all have heard."""
+    heard = Counter()
+
+    async def handler(job):
+        await trio.sleep(1)
+        raise SystemExit
+
+    async def call(method):
+        try:
+            await method(0)
+        except Exception as error:
+            heard[type(error)] += 1
+
+    with pytest.raises(PoolBroken):
+        async with open_pool(
+            1, handler, restart=Restart(limit=0), max_backlog=1_500
+        ) as pool:
+            async with trio.open_nursery() as nursery:
+                for _ in range(1_501):
+                    nursery.start_soon(call, pool.process)
+                await wait_all_tasks_blocked()
+                for _ in range(1_200):
+                    nursery.start_soon(call, pool.submit)
+    assert heard == {WorkerCrashed: 1, PoolBroken: 2_700}
+    assert pool.statistics().lost == 1_501

@@ -420,6 +420,9 @@ class Line:
             self.held.pop(job, None)
             self._close_if_empty(priority)
         self.count -= 1
+        if not self.count and self._gone:
+            # Nobody may come by for long.
+            self._sweep()
         return job
 
     def _turn_rank(self, priority: int) -> _Rank | None:
@@ -619,9 +622,10 @@ class Keys:
     def leave(self, key: Hashable, job: Job) -> Job | None:
         """Note that a job is over; name the one that comes first by this."""
         arrivals = self._arrivals[key]
-        if arrivals is job or isinstance(arrivals, Job):
+        if arrivals is job:
             del self._arrivals[key]
             return None
+        assert not isinstance(arrivals, Job)
         was_first = next(iter(arrivals)) is job
         del arrivals[job]
         first = next(iter(arrivals))

@@ -17,20 +17,26 @@ _LOOKS = 100
 
 def count(dispatch: Any, workers: int, restarts: int) -> PoolStatistics:
     """Count everything."""
-    ended = dispatch.ended
+    # Each is read once, and the sum of all is right by this even if its thread
+    # moves on meanwhile; jobs run that neither wait nor have ended.
+    ended = dict(dispatch.ended)
+    waiting = dispatch.line.count
+    done = dispatch.done
+    accepted = dispatch.accepted
+    running = accepted - done - sum(ended.values()) - waiting
     pulled = dispatch.pulled + sum(batch.pulled for batch in tuple(dispatch.sources))
     delayed = len(dispatch.line.delayed)
-    done = dispatch.done + pulled
+    done += pulled
     until = dispatch.stopped_at
     age = (dispatch.stamp() if until is None else until) - dispatch.opened_at
     return PoolStatistics(
         size=dispatch.wanted,
         workers=workers,
-        busy=dispatch.running,
-        accepted=dispatch.accepted + pulled,
+        busy=running,
+        accepted=accepted + pulled,
         delayed=delayed,
-        queued=dispatch.line.count - delayed,
-        running=dispatch.running,
+        queued=waiting - delayed,
+        running=running,
         done=done,
         failed=ended[JobState.FAILED],
         timed_out=ended[JobState.TIMED_OUT],

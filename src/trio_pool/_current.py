@@ -25,6 +25,19 @@ def crew() -> dict[Task, Any]:
         return workers
 
 
+_pools: RunVar[dict[Any, None]] = RunVar("trio_pool pools")
+
+
+def pools() -> dict[Any, None]:
+    """Return what stands for the pools of this trio run."""
+    try:
+        return _pools.get()
+    except LookupError:
+        found: dict[Any, None] = {}
+        _pools.set(found)
+        return found
+
+
 def worker_around(task: Task, dispatch: object = None) -> Any:
     """Return the worker whose job ``task`` is a part of, or None.
 
@@ -101,7 +114,7 @@ def describe(job: Any) -> CurrentJob:
     """Describe a running job to its handler."""
     dispatch, terms, batch = job.dispatch, job.terms, job.batch
     deadline, timeout = job.deadline, job.timeout
-    if timeout < inf:
+    if timeout < inf and job.begun:
         deadline = min(deadline, job.started_at + dispatch.epoch + timeout)
     current: Any = _Draft()
     current.pool = dispatch.name

@@ -15,6 +15,7 @@ from ._backlog import Keys, Line
 from ._batch import Batch
 from ._books import picture
 from ._checks import note, refuse
+from ._current import pools
 from ._errors import (
     BacklogFull,
     CircuitOpen,
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from ._worker import Worker
 
 _TAKEN = -math.inf
+
+# So many jobs are refused in one step.
+_AT_A_TIME = 200
 
 OPEN, GUARDED, SHUT = range(3)
 """What a free worker needs to get the next job: nothing, the leave of the rate
@@ -104,6 +108,7 @@ class Dispatch:
         "is_real",
         "tells_queue",
         "plain_terms",
+        "pools",
         "ids",
         "sleep",
         "runner",
@@ -269,6 +274,9 @@ class Dispatch:
         for guard in (self.config.rate, self.breaker):
             if guard is not None:
                 guard.begin(trio.lowlevel.current_trio_token())
+        self.pools = pools()
+        """All pools of this trio run whose jobs may be running."""
+        self.pools[self] = None
         self.closed = False
 
     def check_task(self) -> Task:
@@ -424,7 +432,8 @@ class Dispatch:
         if self.line.count >= self.max_backlog:
             return self._overflow(job, wait) and job.error is None
         self._queue(job)
-        self._rouse_for(job)
+        if job.error is None:
+            self._rouse_for(job)
         return job.error is None
 
     def _try_hand_over(self, job: Job) -> bool:
@@ -515,7 +524,9 @@ class Dispatch:
                 # By a hook that heard of the drop.
                 raise self.refusal()
         self._queue(job)
-        self._rouse_for(job)
+        if job.error is None:
+            # No hook that heard of it has ended it.
+            self._rouse_for(job)
         return True
 
     def _fate(self, kind: type[JobDropped | JobExpired], job: Job) -> Exception:
@@ -671,8 +682,13 @@ class Dispatch:
             return None
         if not self.guarded:
             return self._take(worker, now)
+        refused = 0
         while self.has_ready():
             if not self._is_free(worker):
+                return None
+            if refused == _AT_A_TIME:
+                # A circuit has opened before very many: others take turns.
+                self.timer.at(self.clock(), lambda: self.rouse(1))
                 return None
             if not self.starts.take():
                 self._lease_out(worker)
@@ -699,6 +715,7 @@ class Dispatch:
             # The worker is on its feet: nobody may take it for an idle one.
             worker.job = None
             self._refuse_start(job)
+            refused += 1
         return None
 
     def may_pass(self, job: Job) -> bool:
@@ -715,6 +732,9 @@ class Dispatch:
                     rate.give_back()
                 return False
             job.permit = permit
+            if job.error is not None:
+                # Of an attempt before, which it kept until it was sure to start.
+                job.forget_error()
         return True
 
     def _refuse_start(self, job: Job) -> None:

@@ -161,7 +161,10 @@ class Lease:
             job = new_job(
                 dispatch, dispatch.next_id(), job_input, copy_context(), timeout
             )
-            job.own_terms().leased = True
+            terms = job.own_terms()
+            terms.leased = True
+            # Another attempt would have to queue for another worker.
+            terms.retry = None
             dispatch.start_leased(job, worker)
             task = job.caller = current_task()
             job.deadline = effective_deadline(task)

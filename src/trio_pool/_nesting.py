@@ -64,12 +64,21 @@ class Nesting:
             del self._waits[task]
             raise WouldDeadlock(name, wait)
 
+    def forget_ended(self) -> None:
+        """Keep nothing of callers and waits that are over."""
+        self.outside = None
+        if self._waits:
+            self._prune()
+
+    def _prune(self) -> None:
+        for task, (entry, _, _) in tuple(self._waits.items()):
+            if not entry.is_stuck(task):
+                del self._waits[task]
+
     def _is_stuck(self) -> bool:
         """Say whether every worker has a job that waits for another worker."""
+        self._prune()
         waits, workers = self._waits, self._dispatch.workers
-        for task, (entry, _, _) in tuple(waits.items()):
-            if not entry.is_stuck(task):
-                del waits[task]
         dispatch = self._dispatch
         if not waits or len(workers) < dispatch.wanted:
             return False

@@ -361,7 +361,7 @@ class Pool(_Handle, Generic[In, Out]):
                 self._check_wait(job, task)
             # Only where somebody in this run has a deadline at all.
             active = task._runner.deadlines._active  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            if active and active != dispatch.timer.deadlines:
+            if active and (active > 1 or not self._has_the_only_deadline(task)):
                 job.deadline = effective_deadline(task)
             sleep = dispatch.sleep
             await sleep(job.abort)
@@ -370,6 +370,19 @@ class Pool(_Handle, Generic[In, Out]):
         else:
             await checkpoint()
         return job.raise_as_caller()
+
+    def _has_the_only_deadline(self, task: TrioTask) -> bool:
+        """Say whether no scope around a task has a deadline, while trio has one.
+
+        It is that of the pool's timer; and the task is in no job, whose deadline
+        is shown to it without trio's knowledge.
+        """
+        dispatch = self._dispatch
+        return (
+            task._parent_nursery is dispatch.nesting.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            and len(dispatch.pools) == 1
+            and dispatch.timer.deadlines == 1
+        )
 
     def _give_in(self, job: Job, wait: bool) -> bool:
         dispatch = self._dispatch

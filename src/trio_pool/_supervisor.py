@@ -198,14 +198,16 @@ class Supervisor:
                 self._tell_worker("on_worker_stop", worker, None)
         else:
             worker.last_error = crash
+        interrupt = _interrupt_in(crash)
+        if crash is not None and interrupt is None:
             log.error(
                 "worker %d of pool %r crashed",
                 worker.id,
                 self.config.name,
                 exc_info=crash,
             )
+        if crash is not None:
             self._tell_worker("on_worker_crash", worker, crash)
-        interrupt = _interrupt_in(crash)
         if interrupt is not None:
             self.interrupt(interrupt)
         self._tell.send_nowait(_Gone(worker, crash))
@@ -273,11 +275,13 @@ class Supervisor:
             # Nothing takes turns any more where the whole run goes down.
             while dispatch.end_more():
                 pass
+            self._call_off_body()
 
     def workers_stopped(self) -> None:
         """Close the books on workers that went down with the nursery."""
         dispatch = self.dispatch
         dispatch.stopped_at = dispatch.stamp()
+        dispatch.pools.pop(dispatch, None)
         if self._is_open:
             self._is_open = False
             self._tell_pool("on_pool_stop")
@@ -437,7 +441,12 @@ class Supervisor:
             failure.__cause__ = cause
             self.dispatch.failure = failure
         self.cancel()
-        if self._body is not None:
+        self._call_off_body()
+
+    def _call_off_body(self) -> None:
+        """Cancel the block of a broken pool, after all who wait in it have heard."""
+        broken = isinstance(self.dispatch.failure, PoolBroken)
+        if broken and self._body is not None and not self.dispatch.has_leftovers():
             self._body.cancel(reason="trio_pool: the pool is broken")
 
     def _adjust(self, nursery: trio.Nursery) -> None:

@@ -490,6 +490,13 @@ class Worker:
                 if self.job is not job:
                     # A hook that heard of it has had it withdrawn.
                     dispatch.wake_up(self)
+                    if self.job is not None:
+                        # It was given another, in whose context it is after this.
+                        await cancel_shielded_checkpoint()
+                        self._rest_anew()
+                        now = stamp()
+                        if self.job is None:
+                            dispatch.wake_up(self)
                     continue
                 if job is None:
                     if self.leaving and self.lease is None:
@@ -502,6 +509,7 @@ class Worker:
                     # An idle worker keeps nothing of a caller alive.
                     task.context = self._base
                     self.ticket = None
+                    dispatch.nesting.forget_ended()
                     # Sleeping here instead of in the channel's `receive` makes
                     # the way of a job a fifth shorter.
                     self.asleep = True
@@ -521,10 +529,10 @@ class Worker:
                     self._has_rested(moment)
                 )
                 if tired or (
-                    (task.context or job.context) and not in_context(job.context)
+                    (copy_context() or job.context) and not in_context(job.context)
                 ):
-                    context = job.context
-                    task.context = context.copy() if job.batch else context
+                    # No local may keep the context alive while it sleeps.
+                    task.context = job.context.copy() if job.batch else job.context
                     await cancel_shielded_checkpoint()
                     self._rest_anew()
                     now = stamp()
@@ -617,9 +625,7 @@ class Worker:
             or following.batch is not None
         ):
             return None
-        # Its length is that of the present context, and looking costs no copy.
-        context = following.context
-        if (task.context or context) and not in_context(context):
+        if (copy_context() or following.context) and not in_context(following.context):
             return None
         if gate and not dispatch.may_pass(following):
             return None
@@ -648,6 +654,11 @@ class Worker:
     async def _get_ready(self, ready: Callable[[], Awaitable[object]]) -> None:
         """Wait until the handler says that it can take a job."""
         self.is_getting_ready = True
+        if self._shown < inf:
+            # That of the last job is no business of the handler's.
+            self._shown = inf
+            show_deadline(self._scope, inf)
+        self.ticket = None
         self.task.context = self._base.copy()
         await cancel_shielded_checkpoint()
         try:
