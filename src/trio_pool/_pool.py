@@ -59,7 +59,7 @@ from ._plugins import open_plugins
 from ._policy import Retry
 from ._supervisor import Supervisor
 from ._telling import EventStream
-from ._trio import effective_deadline
+from ._trio import effective_deadline, is_armed
 from ._worker import Factory, NoSetup, check_handler
 from .drain import Drain
 from .streams import Stream
@@ -378,10 +378,12 @@ class Pool(_Handle, Generic[In, Out]):
         is shown to it without trio's knowledge.
         """
         dispatch = self._dispatch
+        sleeper = dispatch.timer.sleeper
         return (
             task._parent_nursery is dispatch.nesting.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             and len(dispatch.pools) == 1
-            and dispatch.timer.deadlines == 1
+            and sleeper is not None
+            and is_armed(sleeper)
         )
 
     def _give_in(self, job: Job, wait: bool) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
-from ._trio import is_armed
-
 if TYPE_CHECKING:
     import trio
 
@@ -37,11 +35,6 @@ class Timer:
         """When the sleeper wakes."""
         self.sleeper: trio.CancelScope | None = None
         """What the sleeper sleeps in; its deadline follows the first alarm."""
-
-    @property
-    def deadlines(self) -> int:
-        """Count the deadlines that trio keeps for the sleeper: one at most."""
-        return self.sleeper is not None and is_armed(self.sleeper)
 
     def at(self, when: float, call: Callable[[], object]) -> Alarm:
         """Have ``call`` called at ``when``; the time may have passed already."""

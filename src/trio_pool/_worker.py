@@ -1,8 +1,8 @@
 """The worker actor: open its context, take a job, run it, answer, repeat."""
 
-# Two reads of trio's insides are inlined here, as a call would cost more than
-# they do: what `_cancel_status` and `_schedule_points` mean is pinned by the
-# tests of `_trio`.
+# Three uses of trio's insides are inlined here, as a call would cost more than
+# they do: what `_cancel_status`, `_schedule_points` and `_deadline` mean is
+# pinned by the tests of `_trio`.
 # ruff: noqa: SLF001
 # pyright: reportPrivateUsage=false
 
@@ -559,7 +559,8 @@ class Worker:
         self.jobs += 1
         if deadline != self._shown:
             self._shown = deadline
-            show_deadline(self._scope, deadline)
+            # `show_deadline`, without the call.
+            self._scope._deadline = deadline
         if dispatch.tells_start:
             dispatch.tell_heard("on_job_start", job, now)
         return job
