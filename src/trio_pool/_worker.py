@@ -495,7 +495,7 @@ class Worker:
                         await cancel_shielded_checkpoint()
                         self._rest_anew()
                         now = stamp()
-                        if self.job is None:
+                        if self.job is None:  # pyright: ignore[reportUnnecessaryComparison]
                             dispatch.wake_up(self)
                     continue
                 if job is None:
