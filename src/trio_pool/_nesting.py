@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, final
 
 import outcome
@@ -13,7 +14,8 @@ from ._events import JobState
 from ._job import Job
 
 if TYPE_CHECKING:
-    import trio
+    from collections.abc import Callable
+
     from trio.lowlevel import Task
 
     from ._backlog import Source
@@ -30,8 +32,8 @@ class Nesting:
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self._waits: dict[Task, tuple[Job | Source, Worker, str]] = {}
-        self.outside: trio.Nursery | None = None
-        """A nursery known to be part of no job of this pool."""
+        self.outside: Callable[[], object] = object
+        """Gives a nursery known to be in no job of this pool, while it is there."""
 
     def check(self, task: Task, entry: Job | Source | None, wait: str) -> None:
         """Refuse a wait that nobody could end: with no ``entry``, any inside a job.
@@ -39,14 +41,10 @@ class Nesting:
         Raises:
           WouldDeadlock: it is inside a job of this pool, and nobody could.
         """
-        nursery = task.parent_nursery
-        if nursery is not None and nursery is self.outside:
-            return
         dispatch = self._dispatch
-        worker = worker_around(task, dispatch)
-        if worker is None:
-            self.outside = nursery
+        if self.is_outside(task):
             return
+        worker = worker_around(task, dispatch)
         name = dispatch.config.name
         if entry is None:
             raise WouldDeadlock(name, wait)
@@ -64,9 +62,19 @@ class Nesting:
             del self._waits[task]
             raise WouldDeadlock(name, wait)
 
+    def is_outside(self, task: Task) -> bool:
+        """Say whether a task is part of no job of this pool."""
+        nursery = task.parent_nursery
+        if nursery is self.outside():
+            return True
+        if worker_around(task, self._dispatch) is not None:
+            return False
+        if nursery is not None:
+            self.outside = weakref.ref(nursery)
+        return True
+
     def forget_ended(self) -> None:
-        """Keep nothing of callers and waits that are over."""
-        self.outside = None
+        """Keep nothing of waits that are over."""
         if self._waits:
             self._prune()
 

@@ -354,11 +354,10 @@ class Pool(_Handle, Generic[In, Out]):
             waits = dispatch.accept(job, True)
         if waits:
             job.caller = task
-            if (
-                job.state is not _RUNNING
-                and task._parent_nursery is not dispatch.nesting.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            ):
-                self._check_wait(job, task)
+            if job.state is not _RUNNING:
+                outside = dispatch.nesting.outside
+                if task._parent_nursery is not outside():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                    self._check_wait(job, task)
             # Only where somebody in this run has a deadline at all.
             active = task._runner.deadlines._active  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             if active and (active > 1 or not self._has_the_only_deadline(task)):
@@ -378,12 +377,15 @@ class Pool(_Handle, Generic[In, Out]):
         is shown to it without trio's knowledge.
         """
         dispatch = self._dispatch
-        sleeper = dispatch.timer.sleeper
+        sleeper, outside = dispatch.timer.sleeper, dispatch.nesting.outside
         return (
-            task._parent_nursery is dispatch.nesting.outside  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            and len(dispatch.pools) == 1
+            len(dispatch.pools) == 1
             and sleeper is not None
             and is_armed(sleeper)
+            and (
+                task._parent_nursery is outside()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                or dispatch.nesting.is_outside(task)
+            )
         )
 
     def _give_in(self, job: Job, wait: bool) -> bool:
