@@ -188,14 +188,14 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare the pool with bare trio and with its peers, under five minutes."""
-    install(session, "bench")
+    install(session, "bench", "peers")
     session.run("python", "benchmarks/compare.py", *session.posargs)
 
 
 @nox.session
 def acts(session: nox.Session) -> None:
     """Run single acts by pytest-benchmark, to follow one closely: -k NAME."""
-    install(session, "bench")
+    install(session, "bench", "peers")
     session.run("python", "-m", "pytest", "benchmarks", *session.posargs)
 
 
