@@ -552,7 +552,8 @@ def test_a_stream_is_never_further_ahead_than_it_may(
                     read += 1
                     pause = pauses[index % len(pauses)]
                     if pause:
-                        await trio.sleep((pause - 1) * 5)
+                        # Longer than 20 items ahead take one worker, or not at all.
+                        await trio.sleep((pause - 1) * 20)
                         await wait_all_tasks_blocked()
                     if pause == 2:
                         assert taken == min(read + ahead, len(sleeps))
