@@ -41,11 +41,10 @@ class Nesting:
         Raises:
           WouldDeadlock: it is inside a job of this pool, and nobody could.
         """
-        dispatch = self._dispatch
-        if self.is_outside(task):
+        worker = self._worker_around(task)
+        if worker is None:
             return
-        worker = worker_around(task, dispatch)
-        name = dispatch.config.name
+        name = self._dispatch.config.name
         if entry is None:
             raise WouldDeadlock(name, wait)
         self._waits[task] = (entry, worker, wait)
@@ -64,14 +63,17 @@ class Nesting:
 
     def is_outside(self, task: Task) -> bool:
         """Say whether a task is part of no job of this pool."""
+        return self._worker_around(task) is None
+
+    def _worker_around(self, task: Task) -> Worker | None:
+        """Return the worker whose job a task is a part of, and learn who is outside."""
         nursery = task.parent_nursery
         if nursery is self.outside():
-            return True
-        if worker_around(task, self._dispatch) is not None:
-            return False
-        if nursery is not None:
+            return None
+        worker: Worker | None = worker_around(task, self._dispatch)
+        if worker is None and nursery is not None:
             self.outside = weakref.ref(nursery)
-        return True
+        return worker
 
     def forget_ended(self) -> None:
         """Keep nothing of waits that are over."""

@@ -380,15 +380,7 @@ class Worker:
             or self._ready is not None
             or dispatch.has_ready()
         ):
-            if self.gated:
-                dispatch.rest(self)
-            else:
-                self.state = _IDLE
-                dispatch.idle[self] = None
-            # An idle worker keeps nothing of a caller alive.
-            task.context = self._base
-            self.ticket = None
-            self.asleep = True
+            self._lie_down()
             await dispatch.sleep(self._woken)
             self._fetch()
             if self.job is None:
@@ -397,6 +389,19 @@ class Worker:
             # No job may see the worker's own context object, which it could change.
             task.context = self._base.copy()
             await cancel_shielded_checkpoint()
+
+    def _lie_down(self) -> None:
+        """Be idle from here on, and keep nothing of a caller alive."""
+        dispatch = self.dispatch
+        if self.gated == SHUT:
+            dispatch.rest(self)
+        else:
+            self.state = _IDLE
+            dispatch.idle[self] = None
+        self.task.context = self._base
+        self.ticket = None
+        dispatch.nesting.forget_ended()
+        self.asleep = True
 
     # Ctrl-C may land anywhere in here, as it may in the handler: whatever of it
     # touches the books is in a call that is protected. A frame in between would
@@ -501,18 +506,9 @@ class Worker:
                 if job is None:
                     if self.leaving and self.lease is None:
                         return None
-                    if self.gated == SHUT:
-                        dispatch.rest(self)
-                    else:
-                        self.state = _IDLE
-                        dispatch.idle[self] = None
-                    # An idle worker keeps nothing of a caller alive.
-                    task.context = self._base
-                    self.ticket = None
-                    dispatch.nesting.forget_ended()
+                    self._lie_down()
                     # Sleeping here instead of in the channel's `receive` makes
                     # the way of a job a fifth shorter.
-                    self.asleep = True
                     sleep = dispatch.sleep
                     await sleep(self._woken)
                     fetch = self._fetch
