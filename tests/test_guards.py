@@ -590,13 +590,13 @@ def test_a_retry_is_admitted_like_a_new_call() -> None:
     breaker = CircuitBreaker(failures=2, open_for=8.0)
     permit = admit(breaker, 0.0)
     breaker.settle(permit, OSError(), 0.0)
-    again = breaker.readmit(permit, 0.25)
+    again = breaker.admit(0.25)
     assert again is not None
     breaker.settle(again, OSError(), 0.5)
-    assert breaker.readmit(again, 1.0) is None
-    probe = breaker.readmit(again, 8.5)
+    assert breaker.admit(1.0) is None
+    probe = breaker.admit(8.5)
     assert probe is not None
-    assert breaker.readmit(again, 8.5) is None
+    assert breaker.admit(8.5) is None
     breaker.settle(probe, None, 8.5)
     assert breaker.state == "closed"
 
@@ -765,10 +765,9 @@ class Circuit(RuleBasedStateMachine):
     def pass_time(self, eighths: int) -> None:
         self.now += eighths / 8
 
-    @rule(again=st.booleans())
-    def admit(self, again: bool) -> None:
-        breaker = self.breaker
-        permit = breaker.readmit(1, self.now) if again else breaker.admit(self.now)
+    @rule()
+    def admit(self) -> None:
+        permit = self.breaker.admit(self.now)
         if self.state == "open" and self.is_over:
             self.enter("half_open")
         if self.state == "open" or (self.state == "half_open" and not self.has_place):

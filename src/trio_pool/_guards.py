@@ -307,14 +307,6 @@ class CircuitBreaker:
         circuit.refused += 1
         return None
 
-    def readmit(self, permit: int, now: float) -> int | None:
-        """Return a permit for the next attempt of a call, or None if refused.
-
-        ``permit`` is that of the last attempt, and has been handed in.
-        """
-        del permit  # It is spent, whatever it was.
-        return self.admit(now)
-
     def allows(self, permit: int, now: float) -> bool:
         """Return whether a call that waited under ``permit`` may start now.
 
