@@ -96,7 +96,7 @@ def test_the_exported_names_are_those_of_the_design() -> None:
 def test_modules_are_private_or_public_by_name() -> None:
     modules = {module.name for module in pkgutil.iter_modules(trio_pool.__path__)}
     public = {name for name in modules if not name.startswith("_")}
-    assert public == {"streams", "drain", "tasks"}
+    assert public == {"streams", "drain", "tasks", "testing"}
 
 
 def test_the_package_says_that_it_is_typed() -> None:
