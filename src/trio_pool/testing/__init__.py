@@ -3,6 +3,14 @@
 Nothing of it is imported by the pool itself.
 """
 
+from ._schedules import Moment as Moment
+from ._schedules import call_at as call_at
+from ._schedules import call_everywhere as call_everywhere
+from ._schedules import cancel_at as cancel_at
+from ._schedules import cancel_everywhere as cancel_everywhere
+from ._schedules import explore_orders as explore_orders
+from ._schedules import run_in_order as run_in_order
+
 # Tracebacks, pickles and documentation show the public names.
 _public: object
 for _public in list(globals().values()):

@@ -1,0 +1,110 @@
+"""The few places of the kit that read trio's insides: what its scheduler draws."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import trio
+
+
+class _Arrivals(dict[Any, None]):
+    """Stands in for a set whose order is that of addresses: each look is drawn."""
+
+    __slots__ = ("_draw",)
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        self._draw = draw
+
+    def __iter__(self) -> Iterator[Any]:
+        members = list(super().__iter__())
+        if len(members) > 1:
+            self._draw.shuffle(members)
+        return iter(members)
+
+    def add(self, member: Any) -> None:
+        self[member] = None
+
+    def remove(self, member: Any) -> None:
+        del self[member]
+
+
+@contextmanager
+def seeded_scheduler(seed: int) -> Generator[None, None, None]:
+    """Have trio decide all that it leaves to chance by ``seed``, in the block.
+
+    That is the order of the tasks that are runnable at once, of the tasks that
+    one cancellation reaches, and of deadlines at the same time. The source of
+    the module `random` is seeded too. All of it is put back afterwards.
+    """
+    inside = _insides()
+    order, status, deadlines = inside._r, inside.CancelStatus, inside.Deadlines
+    draw = random.Random(seed)
+    tell_apart = itertools.count()
+    make_status = status.__attrs_post_init__
+
+    def make_ordered_status(self: Any) -> None:
+        self._children = _Arrivals(draw)
+        self._tasks = _Arrivals(draw)
+        make_status(self)
+
+    def add_drawn(self: Any, deadline: float, scope: Any) -> None:
+        # An int, as are those of a run in another thread.
+        place = draw.getrandbits(32) << 64 | next(tell_apart)
+        inside.heappush(self._heap, (deadline, place, scope))
+        self._active += 1
+
+    saved = order.getstate(), random.getstate()
+    flag, add = inside._ALLOW_DETERMINISTIC_SCHEDULING, deadlines.add
+    try:
+        inside._ALLOW_DETERMINISTIC_SCHEDULING = True
+        status.__attrs_post_init__ = make_ordered_status
+        deadlines.add = add_drawn
+        order.seed(seed)
+        random.seed(seed)
+        yield
+    finally:
+        inside._ALLOW_DETERMINISTIC_SCHEDULING = flag
+        status.__attrs_post_init__ = make_status
+        deadlines.add = add
+        order.setstate(saved[0])
+        random.setstate(saved[1])
+
+
+def is_inside(scope: trio.CancelScope) -> bool:
+    """Say whether some task is inside of a scope just now."""
+    # Where trio has changed, a scope counts as entered all the time, which only
+    # costs some schedules that make no difference.
+    return getattr(scope, "_cancel_status", scope) is not None
+
+
+def _insides() -> Any:
+    """Return trio's scheduler module, or say that it is not the one we know."""
+    expected: dict[str, Callable[[Any], bool]] = {
+        "_r": lambda found: isinstance(found, random.Random),
+        "_ALLOW_DETERMINISTIC_SCHEDULING": lambda found: isinstance(found, bool),
+        "heappush": callable,
+        "CancelStatus": lambda found: (
+            hasattr(found, "__attrs_post_init__")
+            and {"_tasks", "_children"} <= set(dir(found))
+        ),
+        "Deadlines": lambda found: {"add", "_heap", "_active"} <= set(dir(found)),
+        "Task": lambda found: hasattr(found, "_counter"),
+    }
+    try:
+        inside: Any = import_module("trio._core._run")
+    except ImportError:
+        inside = None
+    for name, is_known in expected.items():
+        if not is_known(getattr(inside, name, None)):
+            raise RuntimeError(
+                f"trio {trio.__version__} orders its tasks in another way than trio "
+                f"0.31 to 0.35 ({name} of its scheduler has changed), so no order "
+                "can be chosen; please report it to trio_pool"
+            )
+    return inside
