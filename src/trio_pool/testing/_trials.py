@@ -214,9 +214,13 @@ class Trial:
             for number, steps in enumerate(bare.steps_of)
             for step in steps
         ]
-        for _ in range(self.count):
+        for more in reversed(range(self.count)):
             further: list[Plan] = []
-            for plan in self._choose(plans, limit - done, drawn):
+            room = limit - done
+            if drawn and more:
+                # Leave half of a sample to those in which a second one happens.
+                room = (room + 1) // 2
+            for plan in self._choose(plans, room, drawn):
                 watch = self.run(plan)
                 done += watch.is_complete
                 further += [
