@@ -10,6 +10,11 @@ from ._schedules import cancel_at as cancel_at
 from ._schedules import cancel_everywhere as cancel_everywhere
 from ._schedules import explore_orders as explore_orders
 from ._schedules import run_in_order as run_in_order
+from ._checks import AnyPool as AnyPool
+from ._checks import RecordingHooks as RecordingHooks
+from ._checks import assert_books_balance as assert_books_balance
+from ._checks import assert_idle as assert_idle
+from ._checks import settle as settle
 
 # Tracebacks, pickles and documentation show the public names.
 _public: object
