@@ -817,3 +817,33 @@ async def test_who_waits_in_the_block_of_a_breaking_pool_hears_that_it_broke(
                     nursery.start_soon(call, pool.submit)
     assert heard == {WorkerCrashed: 1, PoolBroken: 2_700}
     assert pool.statistics().lost == 1_501
+
+
+@pytest.mark.parametrize("ends", ["served", "cancelled"])
+async def test_join_does_not_outwait_the_last_lease_in_line(ends, autojump_clock):
+    """A lease is no job, so no job's end follows it."""
+
+    async def lease(task_status=trio.TASK_STATUS_IGNORED):
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            async with pool.lease():
+                pass
+
+    async def end():
+        await trio.sleep(1)
+        if ends == "cancelled":
+            waiting.cancel()
+        else:
+            pool.resume()
+
+    async with trio.open_nursery() as nursery:
+        async with open_pool(1, trio.sleep) as pool:
+            pool.pause()
+            waiting = await nursery.start(lease)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(end)
+            with trio.fail_after(5):
+                await pool.join()
+            assert trio.current_time() == 1.0
+            # The lease is not to be refused by the end of the block.
+            await wait_all_tasks_blocked()

@@ -268,7 +268,11 @@ def test_the_books_balance_in_every_hook_of_any_program(
             await settle(pool)
         assert_idle(pool)
 
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    async def bounded() -> None:
+        with trio.fail_after(1000):
+            await main()
+
+    trio.run(bounded, clock=MockClock(autojump_threshold=0))
     if auditor.errors:
         raise auditor.errors[0]
 

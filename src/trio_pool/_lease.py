@@ -58,16 +58,22 @@ class Lease:
 
     def take(self, worker: Worker) -> Job | None:
         """Have a free worker step aside."""
-        self.hungry = False
         self.worker = worker
         worker.lease = self
         worker.gated = SHUT
+        self._leave_line()
         self._wake()
         return None
 
+    def _leave_line(self) -> None:
+        self.hungry = False
+        # It may have been the last that `join` and `shutdown` wait for.
+        if self.dispatch.listeners:
+            self.dispatch.hear_end()
+
     def stop(self, pool_error: Exception) -> None:
         """Give up: the pool takes no more jobs."""
-        self.hungry = False
+        self._leave_line()
         self._error = pool_error
         self._wake()
         if self.worker is not None and self.worker.job is None:
@@ -123,13 +129,14 @@ class Lease:
 
     def _abort(self, _: object) -> Abort:
         self._holder = None
-        self.hungry = False
+        self._leave_line()
         return Abort.SUCCEEDED
 
     @enable_ki_protection
     def close(self) -> None:
         """Give the worker back, after the job that it may have."""
-        self.hungry = False
+        if self.hungry:
+            self._leave_line()
         self._holder = None
         self.dispatch.leases.pop(self, None)
         if self._error is None:
