@@ -15,6 +15,13 @@ from ._checks import RecordingHooks as RecordingHooks
 from ._checks import assert_books_balance as assert_books_balance
 from ._checks import assert_idle as assert_idle
 from ._checks import settle as settle
+from ._faults import Fault as Fault
+from ._faults import FaultKind as FaultKind
+from ._faults import Faults as Faults
+from ._faults import InjectedCrash as InjectedCrash
+from ._faults import InjectedFault as InjectedFault
+from ._faults import Injection as Injection
+from ._faults import Moment as Moment
 
 # Tracebacks, pickles and documentation show the public names.
 _public: object
