@@ -27,6 +27,8 @@ FLOORS = [
     {"testing._schedules", "testing._trials", "testing._scheduler"},
     {"testing._checks"},
     {"testing._checks", "testing._faults"},
+    {"testing._clock", "testing._loads", "testing._report", "testing._ledger"},
+    {"testing._simulation"},
     {"testing"},
 ]
 # Modules that need more than the core does, and what; imported by nobody at once.

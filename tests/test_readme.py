@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.abc import Clock
 from trio.testing import MockClock
 
 import trio_pool
@@ -72,8 +73,8 @@ def test_each_program_prints_what_it_says(
     """Each on its own, on a clock that jumps over every sleep."""
 
     @functools.wraps(trio.run)
-    def run(*args: object) -> object:
-        return real_run(*args, clock=MockClock(autojump_threshold=0))
+    def run(*args: object, clock: Clock | None = None) -> object:
+        return real_run(*args, clock=clock or MockClock(autojump_threshold=0))
 
     real_run = trio.run
     monkeypatch.setattr(trio, "run", run)

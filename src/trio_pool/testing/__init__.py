@@ -22,6 +22,24 @@ from ._faults import InjectedCrash as InjectedCrash
 from ._faults import InjectedFault as InjectedFault
 from ._faults import Injection as Injection
 from ._faults import Moment as Moment
+from ._loads import ArrivalModel as ArrivalModel
+from ._loads import Arrivals as Arrivals
+from ._loads import Bursts as Bursts
+from ._loads import Constant as Constant
+from ._loads import Exponential as Exponential
+from ._loads import HandlerModel as HandlerModel
+from ._loads import LogNormal as LogNormal
+from ._loads import OnOff as OnOff
+from ._loads import Poisson as Poisson
+from ._loads import Recorded as Recorded
+from ._loads import Regular as Regular
+from ._loads import Trace as Trace
+from ._loads import Uniform as Uniform
+from ._report import SimulationReport as SimulationReport
+from ._report import Times as Times
+from ._simulation import JobOptions as JobOptions
+from ._simulation import SimulatedFailure as SimulatedFailure
+from ._simulation import simulate as simulate
 
 # Tracebacks, pickles and documentation show the public names.
 _public: object
