@@ -153,7 +153,6 @@ class Ledger(Hooks):
         """Sum up."""
         self.pass_time()
         seconds = self.since - self.began
-        over = seconds or 1.0
         started = len(self.waits)
         # Nearly all of them are 0.0 in many pools.
         waited = started - self.waits.count(0.0)
@@ -170,14 +169,18 @@ class Ledger(Hooks):
             wait=Times.of(self.waits),
             run=Times.of(self.runs),
             total=Times.of(self.totals),
-            waited=waited / started if started else 0.0,
-            utilisation=self.busy_seconds / (self.worker_seconds or 1.0),
-            workers=self.worker_seconds / over,
-            queue_mean=self.queued_seconds / over,
+            waited=_ratio(waited, started),
+            utilisation=_ratio(self.busy_seconds, self.worker_seconds),
+            workers=_ratio(self.worker_seconds, seconds),
+            queue_mean=_ratio(self.queued_seconds, seconds),
             queue_max=self.queue_max,
-            throughput=self.done / over,
+            throughput=_ratio(self.done, seconds),
             **fates,
         )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 @final
