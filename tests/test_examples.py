@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKSUMS = Path(__file__).parents[1] / "examples" / "checksums.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CHECKSUMS = EXAMPLES / "checksums.py"
 COMMAND = [sys.executable, "-W", "error", str(CHECKSUMS)]
 SUMMARY = r"(\d+) files, \d+\.\d MB in \d+\.\d s \(.* MB/s\), (\d+) failed\n\Z"
 
@@ -246,3 +247,51 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(tmp_path: Path) -> None:
         os.close(writing)
     assert done.returncode == 141
     assert b"Traceback" not in done.stderr
+
+
+def run_sizing(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "sizing.py"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, check=False, text=True, timeout=50
+    )
+
+
+def test_the_size_that_keeps_the_promise_is_found() -> None:
+    """Takes some seconds: thousands of jobs for each size."""
+    done = run_sizing("--jobs", "4000")
+    assert done.stderr == ""
+    assert done.returncode == 0
+    heads, *rows, answer = done.stdout.splitlines()
+    assert heads.split()[:3] == ["workers", "backlog", "busy"]
+    # Workers are added until the p99 is at most 0.75 seconds.
+    grown = [row.split() for row in rows if "inf" in row]
+    assert [row[0] for row in grown] == ["9", "10"]
+    assert float(grown[0][-2]) > 0.75 >= float(grown[-1][-2])
+    # The backlog is doubled until next to nobody is turned away.
+    bounded = [row.split() for row in rows if "inf" not in row]
+    assert [int(row[1]) for row in bounded] == [1 << n for n in range(len(bounded))]
+    shares = [float(row[4].rstrip("%")) for row in bounded]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-2] > 0.1 >= shares[-1]
+    assert answer == f"open_pool(10, handler, max_backlog={bounded[-1][1]})"
+
+
+def test_a_promise_that_no_pool_keeps_is_told() -> None:
+    done = run_sizing("--jobs", "100", "--promise", "0.01")
+    assert done.returncode == 1
+    complaint = "no number of workers keeps the promise: the jobs take too long\n"
+    assert done.stderr == complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--rate", "0"], "rate must be a finite number of jobs a second > 0"),
+        (["--p99", "0.01"], "p99 must be a number of seconds >= p50 (0.1)"),
+    ],
+)
+def test_a_load_that_cannot_be_is_refused(arguments: list[str], complaint: str) -> None:
+    done = run_sizing(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr

@@ -546,6 +546,7 @@ def test_the_same_seed_gives_the_same_report(overflow: Any, arrivals: Any) -> No
     assert run(1) == first
     assert run("another") != first
     assert conserves(first)
+    assert first.accepted == first.offered - first.rejected
 
 
 def test_another_size_meets_the_same_jobs() -> None:
