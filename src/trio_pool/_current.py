@@ -82,8 +82,10 @@ class CurrentJob:
     """When it will be cancelled, on `trio.current_time()`; ``math.inf`` if never."""
     worker: int
     """The id of the worker that runs it."""
-    _job: Any = attrs.field(repr=False, alias="job")
-    _index: int = attrs.field(repr=False, alias="index")
+    # Not the job's record: that keeps an error, whose traceback has the frames
+    # of handlers and middleware, and these have this.
+    _actor: Any = attrs.field(repr=False, alias="actor")
+    _number: int = attrs.field(repr=False, alias="number")
 
     def cancel(self) -> bool:
         """Cancel this job; say whether it was running and not cancelled yet.
@@ -91,14 +93,15 @@ class CurrentJob:
         The handler gets `trio.Cancelled` at its next checkpoint, and whoever
         waits for the job a `JobCancelled`. It is not tried again.
         """
-        job = self._job
-        job.dispatch.check_thread()
-        worker = job.worker
+        actor = self._actor
+        actor.dispatch.check_thread()
+        job = actor.job
         if (
-            worker is None
-            or worker.job is not job
+            job is None
+            or job.id != self._number
             or job.attempts != self.attempt
-            or (job.batch is not None and job.index != self._index)
+            # An item that nobody has asked for its name still has the last one's.
+            or (job.batch is not None and job.named != job.index)
             or job.terms.cancel_asked
         ):
             return False
@@ -128,8 +131,8 @@ def describe(job: Any) -> CurrentJob:
     current.timeout = timeout
     current.deadline = deadline
     current.worker = job.worker.id
-    current._job = job  # noqa: SLF001
-    current._index = 0 if batch is None else job.index  # noqa: SLF001
+    current._actor = job.worker  # noqa: SLF001
+    current._number = job.id  # noqa: SLF001
     current.__class__ = CurrentJob
     return current  # type: ignore[no-any-return]
 

@@ -213,10 +213,14 @@ class Job:
 
     def raise_as_caller(self) -> NoReturn:
         """Raise what the direct call would have raised."""
-        error = self.made_error()
-        raise_cancel = self.terms.raise_cancel
+        error, terms = self.made_error(), self.terms
+        raise_cancel, traceback = terms.raise_cancel, terms.traceback
+        # The frames that the traceback tells of have the job.
+        self.error = None
         if raise_cancel is not None:
-            self.terms.raise_cancel = None
+            terms.raise_cancel = None
+        if traceback is not None:
+            terms.traceback = None
         if error is None:
             assert raise_cancel is not None
             raise_cancel()
@@ -228,9 +232,9 @@ class Job:
                     raise_cancel()
                 except trio.Cancelled:
                     pass
-            raise_caught(error, self.terms.traceback)
+            raise_caught(error, traceback)
         finally:
-            del error
+            del error, traceback
 
 
 def new_terms(retry: Retry | None, key: Hashable = None) -> Terms:
@@ -329,10 +333,13 @@ class Reply(Generic[Out]):
         job.dispatch.heard(job)
         error = job.made_error()
         if error is not None:
+            traceback = job.terms.traceback
+            # The job keeps its error, whose traceback will have this frame.
+            del self, job
             try:
-                raise_caught(error, job.terms.traceback)
+                raise_caught(error, traceback)
             finally:
-                del error
+                del error, traceback
         return job.value  # type: ignore[no-any-return]
 
     def cancel(self) -> bool:

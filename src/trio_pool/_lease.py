@@ -182,8 +182,9 @@ class Lease:
 
     def _usable_worker(self) -> Worker:
         if self._crash is not None:
-            error = WorkerCrashed(self.dispatch.next_id(), False, 0, None)
-            raise error from self._crash
+            # In no local: the error's traceback has this frame.
+            job_id = self.dispatch.next_id()
+            raise WorkerCrashed(job_id, False, 0, None) from self._crash
         if self._error is not None:
             raise self._error
         assert self.worker is not None

@@ -73,7 +73,6 @@ def _name(item: object, index: int) -> str:
 class _Values:
     """The results of `map`, and the failures that end it."""
 
-    batch: Batch
     items = None
     reader: Task | None = None
 
@@ -94,7 +93,8 @@ class _Values:
         note(error, _name(job.item, job.index))
         self.failures.append(error)
         del error
-        self.batch.stop()
+        assert job.batch is not None
+        job.batch.stop()
         return False
 
     def look(self) -> None:
@@ -156,15 +156,7 @@ async def map_items(
 ) -> list[Any]:
     """Run a job for each item; see `Pool.map`."""
     sink = _Values()
-    batch = sink.batch = Batch(
-        dispatch,
-        sink,
-        copy_context(),
-        timeout,
-        priority,
-        fn=fn,
-        retry=retry,
-    )
+    batch = Batch(dispatch, sink, copy_context(), timeout, priority, fn=fn, retry=retry)
     cancelled: BaseException | None = None
     try:
         await _run(batch, items)
@@ -237,7 +229,15 @@ async def _run(batch: Batch, items: Any) -> None:
         await _abandon(batch)
         raise
     finally:
-        dispatch.forget(batch)
+        _close(batch)
+
+
+def _close(batch: Batch) -> None:
+    """Part with a batch that has ended."""
+    batch.dispatch.forget(batch)
+    # Nothing comes any more. What came is not to wait for the garbage collector:
+    # the traceback of an error may lead to a job, and from there back to here.
+    del batch.sink
 
 
 async def _abandon(batch: Batch) -> None:
@@ -410,7 +410,7 @@ class _Window:
                     raise RuntimeError(text) from error
                 raise_caught(error, job.terms.traceback)
             finally:
-                del error
+                del error, job
         return value
 
     def _has_next(self) -> bool:
@@ -468,5 +468,5 @@ async def open_stream(
                     batch.stop()
     finally:
         await _abandon(batch)
-        dispatch.forget(batch)
+        _close(batch)
         window.leave()

@@ -67,7 +67,13 @@ def sleeper() -> Sleep:
         woken: Any = yield message
         # Nothing of a sleeper is to be kept alive by this.
         fields["abort_func"] = None
-        return None if woken is WAKE else woken.unwrap()
+        if woken is WAKE:
+            return None
+        try:
+            return woken.unwrap()
+        finally:
+            # The traceback of what it raises has this frame.
+            del woken
 
     return sleep
 

@@ -860,7 +860,8 @@ class Worker:
 
     def _lose(self, job: Job, cause: BaseException) -> None:
         error = WorkerCrashed(job.name(), True, job.attempts, self.id)
-        error.__cause__ = cause
+        # The worker's own frames have the job, which keeps the error.
+        error.__cause__ = cause.with_traceback(_below_call(cause.__traceback__))
         job.error = error
 
     def _settle_error(self, job: Job, error: BaseException) -> None:
