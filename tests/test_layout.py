@@ -24,15 +24,18 @@ FLOORS = [
     {"_pool"},
     {"__init__"},
     # What is public by name and needed by nothing below, so it can be deleted.
-    {"testing._schedules", "testing._trials", "testing._scheduler"},
-    {"testing._checks"},
-    {"testing._checks", "testing._faults"},
-    {"testing._clock", "testing._loads", "testing._report", "testing._ledger"},
-    {"testing._simulation"},
+    {
+        *("testing._scheduler", "testing._trials", "testing._schedules"),
+        *("testing._checks", "testing._faults", "testing._hosted"),
+        *("testing._clock", "testing._loads", "testing._report", "testing._ledger"),
+    },
+    {"testing._witness", "testing._simulation"},
+    {"testing._machine"},
+    {"testing._stress"},
     {"testing"},
 ]
 # Modules that need more than the core does, and what; imported by nobody at once.
-OPTIONAL: dict[str, set[str]] = {}
+OPTIONAL = {"testing._machine": {"hypothesis"}, "testing._stress": {"hypothesis"}}
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 
 ROOT = Path(trio_pool.__path__[0])

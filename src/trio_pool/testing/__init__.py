@@ -1,15 +1,13 @@
 """What tests of pools need: stress, faults, task orders, checks, simulated load.
 
-Nothing of it is imported by the pool itself.
+Nothing of it is imported by the pool itself. `stress_pool`, `PoolMachine` and
+`StressReport` need hypothesis, which comes with ``pip install
+trio-pool[testing]``, and import it when they are first asked for.
 """
 
-from ._schedules import Moment as Moment
-from ._schedules import call_at as call_at
-from ._schedules import call_everywhere as call_everywhere
-from ._schedules import cancel_at as cancel_at
-from ._schedules import cancel_everywhere as cancel_everywhere
-from ._schedules import explore_orders as explore_orders
-from ._schedules import run_in_order as run_in_order
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._checks import AnyPool as AnyPool
 from ._checks import RecordingHooks as RecordingHooks
 from ._checks import assert_books_balance as assert_books_balance
@@ -17,11 +15,11 @@ from ._checks import assert_idle as assert_idle
 from ._checks import settle as settle
 from ._faults import Fault as Fault
 from ._faults import FaultKind as FaultKind
+from ._faults import FaultMoment as FaultMoment
 from ._faults import Faults as Faults
 from ._faults import InjectedCrash as InjectedCrash
 from ._faults import InjectedFault as InjectedFault
 from ._faults import Injection as Injection
-from ._faults import Moment as Moment
 from ._loads import ArrivalModel as ArrivalModel
 from ._loads import Arrivals as Arrivals
 from ._loads import Bursts as Bursts
@@ -37,12 +35,55 @@ from ._loads import Trace as Trace
 from ._loads import Uniform as Uniform
 from ._report import SimulationReport as SimulationReport
 from ._report import Times as Times
+from ._schedules import Moment as Moment
+from ._schedules import call_at as call_at
+from ._schedules import call_everywhere as call_everywhere
+from ._schedules import cancel_at as cancel_at
+from ._schedules import cancel_everywhere as cancel_everywhere
+from ._schedules import explore_orders as explore_orders
+from ._schedules import run_in_order as run_in_order
 from ._simulation import JobOptions as JobOptions
 from ._simulation import SimulatedFailure as SimulatedFailure
 from ._simulation import simulate as simulate
 
-# Tracebacks, pickles and documentation show the public names.
-_public: object
-for _public in list(globals().values()):
-    if getattr(_public, "__module__", "").startswith("trio_pool.testing._"):
-        _public.__module__ = __name__
+if TYPE_CHECKING:
+    from ._machine import PoolMachine as PoolMachine
+    from ._stress import StressReport as StressReport
+    from ._stress import stress_pool as stress_pool
+
+_BY_HYPOTHESIS = {
+    "PoolMachine": "_machine",
+    "StressReport": "_stress",
+    "stress_pool": "_stress",
+}
+
+
+def _publish(found: dict[str, object]) -> None:
+    """Have tracebacks, pickles and documentation show the public names."""
+    for value in found.values():
+        if getattr(value, "__module__", "").startswith(f"{__name__}._"):
+            value.__module__ = __name__
+
+
+_publish(globals())
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs hypothesis."""
+    if name not in _BY_HYPOTHESIS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        found = getattr(import_module(f".{_BY_HYPOTHESIS[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ImportError(
+            f"{__name__}.{name} needs hypothesis: pip install trio-pool[testing]"
+        ) from error
+    _publish({name: found})
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_BY_HYPOTHESIS})

@@ -20,7 +20,7 @@ from .._checks import check_count, check_seconds, is_async, refuse
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Moment: TypeAlias = Literal["before", "during", "after"]
+FaultMoment: TypeAlias = Literal["before", "during", "after"]
 """When a fault strikes: before the work, in the midst of it, or when it is done."""
 
 FaultKind: TypeAlias = Literal[
@@ -52,13 +52,13 @@ class InjectedCrash(BaseException):
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(repr=False)
 class Fault:
     """One fault that was ordered or drawn."""
 
     kind: FaultKind
     """What it does."""
-    moment: Moment = "before"
+    moment: FaultMoment = "before"
     """When it strikes, seen from the work of the handler, setup or cleanup."""
     after: float = 0.0
     """Seconds into the work, where ``moment`` is "during"."""
@@ -68,6 +68,14 @@ class Fault:
     """What it raises; None for an `InjectedFault` or `InjectedCrash`."""
     drawn: bool = False
     """Whether chance has chosen it."""
+
+    def __repr__(self) -> str:
+        rest = [
+            f"{field.name}={value!r}"
+            for field in attrs.fields(Fault)[1:]
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"Fault({', '.join([repr(self.kind), *rest])})"
 
 
 @final
@@ -163,7 +171,7 @@ class Faults:
         error: Exception | type[Exception] | None = None,
         *,
         times: int = 1,
-        moment: Moment | None = None,
+        moment: FaultMoment | None = None,
         after: float | None = None,
     ) -> None:
         """Have the next calls raise an `Exception`, by default `InjectedFault`."""
@@ -176,7 +184,7 @@ class Faults:
         error: BaseException | type[BaseException] | None = None,
         *,
         times: int = 1,
-        moment: Moment | None = None,
+        moment: FaultMoment | None = None,
         after: float | None = None,
     ) -> None:
         """Have the next calls kill their worker, by default by `InjectedCrash`.
@@ -195,7 +203,7 @@ class Faults:
         self,
         *,
         times: int = 1,
-        moment: Moment | None = None,
+        moment: FaultMoment | None = None,
         after: float | None = None,
     ) -> None:
         """Have the next calls never end, until they are cancelled."""
@@ -205,7 +213,7 @@ class Faults:
         self,
         *,
         times: int = 1,
-        moment: Moment | None = None,
+        moment: FaultMoment | None = None,
         after: float | None = None,
     ) -> None:
         """Have the next jobs cancel themselves, by `current_job`.
@@ -274,18 +282,25 @@ class Faults:
         check_seconds("seconds", seconds, infinite=False)
         self._slow_stop = _slow("slow_stop", seconds)
 
+    def strike_next(self, fault: Fault) -> None:
+        """Have the next call meet a fault that was made before."""
+        if fault.kind not in _DRAWN:
+            expected = "a Fault of one of the kinds " + ", ".join(map(repr, _DRAWN))
+            raise ValueError(refuse("fault", fault, expected))
+        self._calls.append(fault)
+
     def _order(
         self,
         kind: FaultKind,
         times: int,
-        moment: Moment | None,
+        moment: FaultMoment | None,
         after: float | None,
         error: BaseException | type[BaseException] | None = None,
     ) -> None:
         check_count("times", times, zero=False)
         if moment is None:
             moment = "before" if after is None else "during"
-        if moment not in get_args(Moment):
+        if moment not in get_args(FaultMoment):
             expected = "'before', 'during' or 'after'"
             raise ValueError(refuse("moment", moment, expected))
         if after is not None:
@@ -451,8 +466,8 @@ class Faults:
         )
         kind = fault.kind
         if kind == "cancel":
-            if not current_job().cancel():
-                raise RuntimeError("the job that was to be cancelled is cancelled")
+            # It hears of it here, also if somebody else has cancelled it before.
+            current_job().cancel()
             await trio.sleep_forever()
         elif kind in ("slow", "slow_start", "slow_stop"):
             await trio.sleep(fault.seconds)

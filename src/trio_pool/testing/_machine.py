@@ -1,0 +1,759 @@
+"""Generated programs for a pool of the user's own workers, by hypothesis."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from inspect import iscoroutinefunction
+from typing import Any, ClassVar, Literal, TypeVar, TypeVarTuple, Unpack
+
+import attrs
+import outcome
+import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+)
+from trio.lowlevel import checkpoint
+
+from .. import (
+    Hooks,
+    JobChanged,
+    JobError,
+    JobId,
+    JobState,
+    Pool,
+    PoolBroken,
+    PoolClosed,
+    PoolError,
+    Reply,
+    Restart,
+    Retry,
+    WorkerState,
+    open_pool,
+)
+from .._events import log
+from ._checks import assert_books_balance
+from ._faults import Fault, Faults, InjectedCrash, InjectedFault
+from ._hosted import HostedRun
+from ._scheduler import seeded_scheduler
+from ._witness import Ticket, Witness, leaves
+
+T = TypeVar("T")
+U = TypeVar("U")
+Args = TypeVarTuple("Args")
+Options = Mapping[str, Any]
+
+# Seconds that jobs get at the end; those that hang are cancelled after it.
+_PATIENCE = 10_000.0
+
+# What is drawn. What comes first is the simplest, to which a program shrinks.
+
+_moments = st.sampled_from([0.25, 0.5, 1.0, 0.01, 2.0, 5.0])
+_pauses = st.sampled_from([0.0, 0.25, 1.0, 60.0])
+_once_more = Retry(2, backoff=lambda _: 0.25, on=(InjectedFault,))
+_of_attempts = {
+    "timeout": _moments,
+    "priority": st.integers(-1, 1),
+    "retry": st.just(_once_more),
+}
+_of_calls = {**_of_attempts, "key": st.sampled_from(["a", "b"])}
+_of_submits = {**_of_calls, "delay": _moments, "ttl": _moments}
+
+
+def _seldom(strategy: st.SearchStrategy[T], usual: U) -> st.SearchStrategy[T | U]:
+    """Draw from a strategy one time in three: most things are usual at most times."""
+    return st.sampled_from([False, False, True]).flatmap(
+        lambda drawn: strategy if drawn else st.just(usual)
+    )
+
+
+def _some(choices: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Options]:
+    return _seldom(st.fixed_dictionaries({}, optional=choices), {})
+
+
+some_options = _some(
+    {
+        "max_backlog": st.sampled_from([0, 1, 3]),
+        "overflow": st.sampled_from(["reject", "drop_oldest"]),
+        "timeout": _moments,
+        "max_jobs": st.integers(1, 3),
+        "grace": st.sampled_from([0.0, 1.0]),
+    }
+)
+some_faults = _seldom(
+    st.one_of(
+        st.builds(
+            Fault,
+            st.sampled_from(["fail", "crash", "hang", "cancel"]),
+            st.sampled_from(["before", "after"]),
+        ),
+        st.builds(
+            Fault,
+            st.sampled_from(["fail", "crash", "hang", "cancel"]),
+            st.just("during"),
+            _moments,
+        ),
+        st.builds(Fault, st.just("slow"), seconds=_moments),
+    ),
+    None,
+)
+
+
+def _of_machine(name: str) -> st.SearchStrategy[Any]:
+    """Draw from what the machine in question has under this name."""
+
+    def strategy(machine: Any) -> st.SearchStrategy[Any]:
+        found = getattr(machine, name)
+        return found if isinstance(found, st.SearchStrategy) else st.just(found)
+
+    return st.runner().flatmap(strategy)
+
+
+# That a closed pool takes no jobs needs no more than a few of them.
+_while_open = precondition(lambda machine: machine._late_calls < 3)  # noqa: SLF001
+
+
+@attrs.define(eq=False)
+class _Call:
+    """One call of a method of the pool, in a task of its own."""
+
+    method: str
+    tickets: list[Ticket]
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    reply: Reply[Any] | None = None
+    over: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.method}({', '.join(map(repr, self.tickets))})"
+
+
+class _Fates(Hooks):
+    """Notes how often each job ended, and how."""
+
+    def __init__(self) -> None:
+        self.ends: dict[JobId, list[JobState]] = {}
+
+    def on_job_complete(self, event: JobChanged) -> None:
+        self.ends.setdefault(event.job_id, []).append(event.state)
+
+    on_job_error = on_job_cancel = on_job_drop = on_job_complete
+
+
+class _BlockFailed(Exception):
+    """What the block round a pool is left by, in some programs."""
+
+
+Ending = Literal["leave", "raise", "cancel"]
+
+
+@attrs.define(eq=False)
+class _Block:
+    """The block round a pool, in a task, left when it is told to."""
+
+    ending: Ending
+    opened: trio.Event = attrs.field(factory=trio.Event)
+    closing: trio.Event = attrs.field(factory=trio.Event)
+    left: trio.Event = attrs.field(factory=trio.Event)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    pool: Pool[Any, Any] | None = None
+    error: Exception | None = None
+
+    async def run(self, opening: Callable[[], Any]) -> None:
+        try:
+            with self.scope:
+                async with opening() as self.pool:
+                    self.opened.set()
+                    await self.closing.wait()
+                    if self.ending == "raise":
+                        raise _BlockFailed
+                    if self.ending == "cancel":
+                        self.scope.cancel()
+                        await checkpoint()
+        except Exception as error:
+            self.error = error
+        self.left.set()
+        self.opened.set()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """A state machine of hypothesis that stresses a pool of your workers.
+
+    Subclass it, say what the workers are and what they are given, and have it
+    run: ``TestStore = StoreMachine.TestCase``. Give one of `handler` and
+    `worker`; rules of your own call the pool by `run` and `begin`. Time is
+    virtual, and passes only in the rule ``sleep``, in yours, and at the end.
+
+    After each step the books must balance, and each job that has ended must
+    have ended as promised; after the last one the pool is left, and nothing
+    may remain.
+    """
+
+    handler: ClassVar[Any] = None
+    """An async function of one argument, as in `open_pool`: a method will do."""
+    worker: ClassVar[Any] = None
+    """A function that returns an async context manager, as in `open_pool`."""
+    inputs: ClassVar[Any] = st.integers(0, 3)
+    """What jobs are given: a strategy."""
+    sizes: ClassVar[Any] = st.integers(1, 4)
+    """Workers of the pool at the start and after each ``resize``: a strategy."""
+    options: ClassVar[Any] = some_options
+    """Options of the pool: a dict, or a strategy of such."""
+    faults: ClassVar[Any] = some_faults
+    """What goes wrong with a job: a strategy of `Fault` or None, or just None."""
+    raises: ClassVar[tuple[type[BaseException], ...]] = ()
+    """Errors that the handler may raise; any other one fails the test."""
+
+    calls = Bundle("calls")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            mark = getattr(value, "hypothesis_stateful_rule", None)
+            if iscoroutinefunction(getattr(mark, "function", None)):
+                raise TypeError(
+                    f"rule {cls.__name__}.{name} must be a plain function that calls "
+                    "self.run(async_fn, *args) or self.begin(async_fn, *args), got an "
+                    "async one"
+                )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._witness = Witness(self.counts, tuple(self.raises))
+        self._stack = ExitStack()
+        self._hosted: HostedRun | None = None
+        self._block: _Block | None = None
+        self._fates: _Fates | None = None
+        self._calls: dict[_Call, None] = {}
+        self._paused = False
+        self._closed = False
+        self._late_calls = 0
+        self._tells_all = False
+        self._held = 0
+
+    # For subclasses.
+
+    def check_result(self, job_input: Any, result: Any) -> None:
+        """Check the result of a job: override this, and raise what is wrong."""
+
+    def check_end(self) -> None:
+        """Check what the pool has left behind: override this likewise."""
+
+    @property
+    def pool(self) -> Pool[Any, Any]:
+        """The pool; call its methods by `run` and `begin`."""
+        if self._block is None or self._block.pool is None:
+            raise RuntimeError(
+                "the pool is not open yet: rules marked @initialize come in any order"
+            )
+        return self._block.pool
+
+    def run(self, async_fn: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
+        """Await ``async_fn(*args)`` in the run of the pool; return what it returns.
+
+        Other tasks go on meanwhile, and time passes as it needs.
+
+        Raises:
+          AssertionError: it hangs.
+        """
+        result = self._host().run(async_fn, *args)
+        self._check()
+        return result
+
+    def begin(
+        self, async_fn: Callable[[Unpack[Args]], Awaitable[object]], *args: *Args
+    ) -> None:
+        """Start ``async_fn(*args)`` in a task of its own, and go on at once.
+
+        An error out of it fails the test.
+        """
+
+        async def guarded() -> None:
+            try:
+                await async_fn(*args)
+            except Exception as error:
+                self._witness.report(error)
+
+        self._host().start(guarded)
+        self._go_on()
+
+    def _host(self) -> HostedRun:
+        if self._hosted is None:
+            raise RuntimeError(
+                "the pool is not open yet: rules marked @initialize come in any order"
+            )
+        return self._hosted
+
+    # The rules: each has tasks start, which get their turn after it.
+
+    @initialize(
+        size=_of_machine("sizes"),
+        options=_of_machine("options"),
+        watched=st.booleans(),
+        ending=st.sampled_from(["leave", "raise", "cancel"]),
+        order=st.integers(0, 999),
+    )
+    def open(
+        self, size: int, options: Options, watched: bool, ending: Ending, order: int
+    ) -> None:
+        """Open the pool; say how its block ends, and in which order tasks run."""
+        if (self.handler is None) == (self.worker is None):
+            raise TypeError(
+                f"{type(self).__name__} must have either a handler or a worker, got "
+                f"{self.handler!r} and {self.worker!r}"
+            )
+        chosen: dict[str, Any] = {
+            "restart": Restart(math.inf),
+            "unobserved": "ignore",
+            **options,
+        }
+        if watched:
+            self._fates = _Fates()
+            chosen["hooks"] = [*chosen.get("hooks", ()), self._fates]
+        witness = self._witness
+        witness.has_middleware = any(map(chosen.get, ("middleware", "plugins")))
+        if self.worker is not None:
+            factory = partial(witness.live, self.worker)
+            opening = partial(open_pool, size, worker=factory, **chosen)
+        else:
+            watch = witness.watch(self.handler)
+            opening = partial(open_pool, size, watch, **chosen)
+        # Where something else holds jobs back, or an idle worker may not be free.
+        self._tells_all = not any(
+            map(chosen.get, ("rate", "limiter", "breaker", "scale", "choose"))
+        )
+        log.addFilter(_is_news)
+        self._stack.callback(log.removeFilter, _is_news)
+        self._stack.enter_context(seeded_scheduler(order))
+        self._hosted = HostedRun()
+        self._stack.callback(self._hosted.close)
+        self._block = _Block(ending)
+        self._hosted.start(self._block.run, opening)
+        self._hosted.run(self._block.opened.wait)
+        if self._block.pool is None:
+            assert self._block.error is not None
+            raise self._block.error
+        witness.may_run = self._may_run
+
+    @_while_open
+    @rule(
+        target=calls,
+        job_input=_of_machine("inputs"),
+        options=_some(_of_calls),
+        fault=_of_machine("faults"),
+        deadline=_seldom(_moments, None),
+        sleep=_pauses,
+    )
+    def process(
+        self,
+        job_input: Any,
+        options: Options,
+        fault: Fault | None,
+        deadline: float | None,
+        sleep: float,
+    ) -> _Call:
+        """Have a task wait for a job, perhaps not longer than some seconds."""
+        ticket = _ticket(job_input, fault, options.get("key"))
+        call = _Call("process", [ticket])
+
+        async def act() -> None:
+            if deadline is not None:
+                call.scope.deadline = trio.current_time() + deadline
+            end = await outcome.acapture(self.pool.process, ticket, **options)
+            self._judge(ticket, end)
+
+        return self._follow(call, act, sleep)
+
+    @_while_open
+    @rule(
+        target=calls,
+        job_input=_of_machine("inputs"),
+        options=_some(_of_submits),
+        fault=_of_machine("faults"),
+        wait=st.booleans(),
+        sleep=_pauses,
+    )
+    def submit(
+        self,
+        job_input: Any,
+        options: Options,
+        fault: Fault | None,
+        wait: bool,
+        sleep: float,
+    ) -> _Call:
+        """Have a task give in a job, and wait for room or not."""
+        ticket = _ticket(job_input, fault, options.get("key"))
+        call = _Call("submit" if wait else "submit_nowait", [ticket])
+
+        async def act() -> None:
+            try:
+                if wait:
+                    call.reply = await self.pool.submit(ticket, **options)
+                else:
+                    call.reply = self.pool.submit_nowait(ticket, **options)
+            except Exception as error:
+                if not _is_bad_delay(error):
+                    self._witness.judge_error(ticket, error)
+            else:
+                self._judge(ticket, await outcome.acapture(call.reply.wait))
+
+        return self._follow(call, act, sleep)
+
+    @_while_open
+    @rule(
+        target=calls,
+        method=st.sampled_from(["map", "settle", "stream"]),
+        job_inputs=st.lists(
+            st.tuples(_of_machine("inputs"), _of_machine("faults")), max_size=5
+        ),
+        options=_some(_of_attempts),
+        sleep=_pauses,
+    )
+    def batch(
+        self,
+        method: str,
+        job_inputs: list[tuple[Any, Fault | None]],
+        options: Options,
+        sleep: float,
+    ) -> _Call:
+        """Have a task give in several jobs at once, and wait for all results."""
+        tickets = [_ticket(*each) for each in job_inputs]
+
+        async def act() -> None:
+            try:
+                await getattr(self, f"_{method}")(tickets, options)
+            except Exception as error:
+                self._judge_batch(tickets, error)
+
+        return self._follow(_Call(method, tickets), act, sleep)
+
+    @_while_open
+    @rule(
+        target=calls,
+        job_inputs=st.lists(
+            st.tuples(_of_machine("inputs"), _of_machine("faults")), max_size=3
+        ),
+        sleep=_pauses,
+    )
+    def lease(self, job_inputs: list[tuple[Any, Fault | None]], sleep: float) -> _Call:
+        """Have a task take a worker for several jobs in a row."""
+        tickets = [_ticket(*each) for each in job_inputs]
+
+        async def act() -> None:
+            try:
+                async with self.pool.lease() as worker:
+                    for ticket in tickets:
+                        end = await outcome.acapture(worker.process, ticket)
+                        self._judge(ticket, end)
+            except (PoolClosed, PoolBroken) as error:
+                self.counts[type(error).__name__] += 1
+
+        return self._follow(_Call("lease", tickets), act, sleep)
+
+    @rule(call=calls)
+    def cancel(self, call: _Call) -> None:
+        """Cancel a call, or the job that it left behind."""
+        self.counts["cancellations"] += not call.over
+
+        async def act() -> None:
+            if call.reply is not None:
+                call.reply.cancel()
+            else:
+                call.scope.cancel()
+
+        self.begin(act)
+
+    @rule(size=_of_machine("sizes"))
+    def resize(self, size: int) -> None:
+        """Want another number of workers."""
+        self.counts["resizes"] += 1
+        self._control(self.pool.resize, size)
+
+    @precondition(lambda self: not self._paused)
+    @rule()
+    def pause(self) -> None:
+        """Let workers take no more jobs."""
+        self._control(self._set_paused, True)
+
+    @precondition(lambda self: self._paused)
+    @rule()
+    def resume(self) -> None:
+        """Let workers take jobs again."""
+        self._control(self._set_paused, False)
+
+    @rule()
+    def join(self) -> None:
+        """Have a task wait until all jobs have ended."""
+        self._control(self.pool.join)
+
+    @precondition(lambda self: self.worker is not None)
+    @rule(times=st.integers(1, 2))
+    def fail_setups(self, times: int) -> None:
+        """Have the next workers that start fail to do so."""
+        self._witness.failing_setups = times
+
+    @precondition(lambda self: len(self._calls) > 10 and not self._closed)
+    @rule(grace=st.sampled_from([math.inf, 0.0, 1.0, None]))
+    def close(self, grace: float | None) -> None:
+        """Shut the pool down within some seconds, or cancel it."""
+        self._closed = True
+        self.counts["closings"] += 1
+        if grace is None:
+            self._control(_as_async(self.pool.cancel))
+        else:
+            self._control(self.pool.shutdown, grace)
+
+    @rule(seconds=_moments)
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.run(trio.sleep, seconds)
+
+    @rule()
+    def rest(self) -> None:
+        """Let a minute pass, in which most of what can end does."""
+        self.run(trio.sleep, 60.0)
+
+    @rule()
+    def together(self) -> None:
+        """Have what the next two steps do happen in the same turn."""
+        self._held = 1
+
+    # What tasks do.
+
+    async def _set_paused(self, paused: bool) -> None:
+        self._paused = paused
+        if paused:
+            self.pool.pause()
+        else:
+            self.pool.resume()
+
+    def _control(
+        self, async_fn: Callable[[Unpack[Args]], Awaitable[object]], *args: *Args
+    ) -> None:
+        """Call what the pool may refuse, as it is closed by then."""
+
+        async def act() -> None:
+            try:
+                await async_fn(*args)
+            except (PoolClosed, PoolBroken):
+                pass
+
+        self.begin(act)
+
+    def _follow(
+        self, call: _Call, act: Callable[[], Awaitable[None]], sleep: float
+    ) -> _Call:
+        """Have a task do this for a call; return the call."""
+        self.counts["jobs"] += len(call.tickets)
+        self._calls[call] = None
+        self._late_calls += self._closed
+
+        async def follow() -> None:
+            with call.scope:
+                await act()
+            call.over = True
+            if call.reply is None:
+                self._claim_none_runs(call)
+
+        is_held = self._held
+        self.begin(follow)
+        if sleep and not is_held:
+            self.sleep(sleep)
+        return call
+
+    def _claim_none_runs(self, call: _Call) -> None:
+        for ticket in call.tickets:
+            self._witness.claim(
+                not ticket.runs, f"{call!r} is over, but job {ticket!r} still runs"
+            )
+
+    def _judge(self, ticket: Ticket, end: outcome.Outcome[Any]) -> None:
+        if isinstance(end, outcome.Value):
+            self._witness.judge_result(ticket, end.value)
+            try:
+                self.check_result(ticket.input, end.value)
+            except Exception as error:
+                self._witness.report(error)
+            return
+        assert isinstance(end, outcome.Error)
+        if isinstance(end.error, trio.Cancelled):
+            raise end.error
+        self._witness.judge_error(ticket, end.error)
+
+    async def _map(self, tickets: list[Ticket], options: Options) -> None:
+        results = await self.pool.map(tickets, **options)
+        for ticket, result in zip(tickets, results, strict=True):
+            self._judge(ticket, outcome.Value(result))
+
+    async def _settle(self, tickets: list[Ticket], options: Options) -> None:
+        settled = await self.pool.settle(tickets, **options)
+        for ticket, each in zip(tickets, settled, strict=True):
+            self._witness.claim(each.item is ticket, "settle() mixed up its items")
+            self._judge(ticket, each.outcome)
+
+    async def _stream(self, tickets: list[Ticket], options: Options) -> None:
+        seen = 0
+        opening = self.pool.stream(tickets, outcomes=True, **options)
+        async with opening as stream:
+            async for each in stream:
+                ticket = tickets[seen]
+                seen += 1
+                self._witness.claim(each.item is ticket, "stream() mixed up its items")
+                self._judge(ticket, each.outcome)
+        self._witness.claim(
+            seen == len(tickets), f"stream() gave {seen} of {len(tickets)} results"
+        )
+
+    def _judge_batch(self, tickets: list[Ticket], error: Exception) -> None:
+        """Hold the errors of a batch against what the handlers of its jobs did."""
+        for leaf in leaves(error):
+            self.counts[type(leaf).__name__] += 1
+            if isinstance(leaf, PoolError):
+                continue
+            raised = any(
+                attempt.error is leaf
+                for ticket in tickets
+                for attempt in ticket.attempts
+            )
+            self._witness.claim(raised, f"a batch raised {leaf!r}, which no job did")
+
+    # What must hold after each step.
+
+    def _may_run(self) -> float:
+        """How many jobs may run at this moment: shrinking interrupts none."""
+        count = self.pool.statistics()
+        return max(count.size, count.workers)
+
+    def _go_on(self) -> None:
+        """Give tasks their turns, unless the next step is to come in the same one."""
+        if self._held:
+            self._held -= 1
+        else:
+            self._host().calm()
+            self._claim_no_worker_is_idle_in_vain()
+        self._check()
+
+    def _check(self) -> None:
+        self._raise_trouble()
+        assert_books_balance(self.pool)
+
+    def _claim_no_worker_is_idle_in_vain(self) -> None:
+        count = self.pool.statistics()
+        if not count.queued or self._paused or not self._tells_all:
+            return
+        for call in self._calls:
+            keyed = any(ticket.key is not None for ticket in call.tickets)
+            if not call.over and (keyed or call.method == "lease"):
+                return
+        idle = [
+            worker.id
+            for worker in self.pool.workers()
+            if worker.state is WorkerState.IDLE
+        ]
+        self._witness.claim(
+            not idle, f"{count.queued} jobs wait while workers {idle} are idle"
+        )
+
+    def _raise_trouble(self) -> None:
+        trouble = self._witness.trouble
+        if trouble is not None:
+            raise trouble
+
+    # The end.
+
+    def teardown(self) -> None:
+        """Leave the block round the pool, and see that nothing remains."""
+        with self._stack:
+            if sys.exc_info()[1] is not None:
+                # The program has failed already, and that is the news.
+                return
+            block, hosted = self._block, self._hosted
+            if hosted is not None and block is not None and block.pool is not None:
+                self._end(hosted, block)
+
+    def _end(self, hosted: HostedRun, block: _Block) -> None:
+        hosted.calm()
+        self._raise_trouble()
+        if block.ending == "leave":
+            # Jobs that hang are cancelled at last.
+            hosted.run(self.pool.shutdown, _PATIENCE)
+        block.closing.set()
+        hosted.run(block.left.wait)
+        hosted.calm()
+        self._raise_trouble()
+        self._check_block_error(block)
+        for call in self._calls:
+            assert call.over, f"{call!r} has not ended, but the pool has"
+        count = self.pool.statistics()
+        assert_books_balance(self.pool)
+        left = count.delayed, count.queued, count.running
+        assert not any(left), f"the pool is gone, but not all of its jobs: {count}"
+        contexts = self._witness.open_contexts
+        assert not contexts, f"the pool is gone, but {contexts} workers are open"
+        tasks = [task.name for task in hosted.tasks()]
+        assert not tasks, f"the pool is gone, but tasks are left: {tasks}"
+        self._check_fates()
+        self.check_end()
+
+    def _check_block_error(self, block: _Block) -> None:
+        error = block.error
+        expected: tuple[type[Exception], ...] = (PoolBroken,)
+        if block.ending == "raise":
+            expected = (PoolBroken, _BlockFailed)
+        if error is not None and not isinstance(error, expected):
+            for leaf in leaves(error):
+                if not isinstance(leaf, (JobError, InjectedFault, *self.raises)):
+                    raise error
+
+    def _check_fates(self) -> None:
+        """Hold the hooks, if there were any, against the books."""
+        if self._fates is None:
+            return
+        ends = self._fates.ends
+        twice = {job: states for job, states in ends.items() if len(states) != 1}
+        assert not twice, f"jobs ended more than once: {twice}"
+        count = self.pool.statistics()
+        told = Counter(state for states in ends.values() for state in states)
+        for state in JobState:
+            if state.value not in {"delayed", "queued", "running"}:
+                booked = getattr(count, state.value)
+                assert told[state] == booked, (
+                    f"hooks heard of {told[state]} jobs that are {state.value}, "
+                    f"the books say {booked}"
+                )
+
+
+def _ticket(job_input: Any, fault: Fault | None, key: Hashable = None) -> Ticket:
+    if fault is None:
+        return Ticket(job_input, key=key)
+    faults = Faults(seed=0)
+    faults.strike_next(fault)
+    return Ticket(job_input, faults, key)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Keep the pool from logging thousands of crashes that were asked for."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (InjectedCrash, InjectedFault))
+
+
+def _as_async(function: Callable[[], object]) -> Callable[[], Awaitable[None]]:
+    async def act() -> None:
+        function()
+
+    return act
+
+
+def _is_bad_delay(error: Exception) -> bool:
+    """Say whether a pool without a backlog has refused to keep a delayed job."""
+    return isinstance(error, ValueError) and str(error).startswith("delay ")

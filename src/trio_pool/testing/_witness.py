@@ -1,0 +1,266 @@
+"""What a pool under test did with each job, held against what it promises."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeAlias, final
+
+import attrs
+import trio
+
+from .. import (
+    BacklogFull,
+    CircuitOpen,
+    JobCancelled,
+    JobDropped,
+    JobExpired,
+    JobTimeout,
+    PoolBroken,
+    PoolClosed,
+    WorkerCrashed,
+    WouldDeadlock,
+    current_job,
+)
+from ._faults import Faults, InjectedCrash, InjectedFault
+
+AnyHandler: TypeAlias = Callable[[Any], Awaitable[Any]]
+AnyFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[AnyHandler]]
+
+# What the pool itself says of a job; everything else comes from the handler.
+_OURS = (
+    *(PoolClosed, BacklogFull, CircuitOpen, WouldDeadlock, JobDropped, JobExpired),
+    *(JobCancelled, JobTimeout, PoolBroken, WorkerCrashed),
+)
+
+# Seconds that may be lost as times are added up in floats.
+_ROUNDING = 1e-6
+
+
+@attrs.define(eq=False)
+class Attempt:
+    """One start of the handler with a job."""
+
+    began: float
+    ended: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+@final
+@attrs.define(eq=False)
+class Ticket:
+    """What the pool is given in the place of a job's input, with its history."""
+
+    input: Any
+    faults: Faults | None = None
+    """What goes wrong with its first attempt."""
+    key: Hashable = None
+    attempts: list[Attempt] = attrs.field(factory=list)
+
+    def __repr__(self) -> str:
+        return repr(self.input)
+
+    @property
+    def last(self) -> Attempt | None:
+        """The latest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def runs(self) -> bool:
+        """Whether an attempt goes on."""
+        return bool(self.attempts) and not self.attempts[-1].ended
+
+
+@final
+@attrs.frozen(eq=False)
+class Watched:
+    """A handler in the place of the user's, which it calls."""
+
+    witness: Witness
+    inner: AnyHandler
+
+    async def __call__(self, job_input: Any) -> Any:
+        """Run a job, and note what comes of it."""
+        return await self.witness.play(self.inner, job_input)
+
+
+@final
+@attrs.frozen(eq=False)
+class WatchedReady:
+    """The same for one that is asked whether it is ready before each job."""
+
+    witness: Witness
+    inner: AnyHandler
+    ready: Callable[[], Awaitable[object]]
+
+    async def __call__(self, job_input: Any) -> Any:
+        """Run a job, and note what comes of it."""
+        return await self.witness.play(self.inner, job_input)
+
+
+@final
+class Witness:
+    """Stands between the pool and the user's handler, and takes notes.
+
+    ``trouble`` is the first thing that it saw and that must not be.
+    """
+
+    def __init__(
+        self, counts: Counter[str], raises: tuple[type[BaseException], ...]
+    ) -> None:
+        self.trouble: BaseException | None = None
+        self.counts = counts
+        self.failing_setups = 0
+        self.open_contexts = 0
+        self.may_run: Callable[[], float] = lambda: math.inf
+        self._raises = raises
+        self.has_middleware = False
+        """Between handlers and answers, both of which it may do without."""
+        self._on_worker: dict[int, Ticket] = {}
+        self._on_key: dict[Hashable, Ticket] = {}
+
+    def claim(self, fact: object, otherwise: str) -> None:
+        """Take it for trouble if this is not so."""
+        if not fact:
+            self.report(AssertionError(otherwise))
+
+    def report(self, trouble: BaseException) -> None:
+        """Note trouble; the first is what the rest may follow from."""
+        if self.trouble is None:
+            self.trouble = trouble
+
+    # Between the pool and the user's code.
+
+    def watch(self, handler: AnyHandler) -> Watched | WatchedReady:
+        """Return what the pool is given in the place of a handler."""
+        ready = getattr(handler, "ready", None)
+        if ready is None:
+            return Watched(self, handler)
+        return WatchedReady(self, handler, ready)
+
+    @asynccontextmanager
+    async def live(self, factory: AnyFactory) -> AsyncGenerator[AnyHandler, None]:
+        """Be one life of a worker: enter the user's context, watch its handler."""
+        if self.failing_setups:
+            self.failing_setups -= 1
+            self.counts["failed setups"] += 1
+            raise InjectedFault("setup")
+        async with factory() as handler:
+            self.counts["setups"] += 1
+            self.open_contexts += 1
+            try:
+                yield self.watch(handler)
+            finally:
+                self.open_contexts -= 1
+
+    async def play(self, handler: AnyHandler, job_input: Any) -> Any:
+        """Run one attempt of a job."""
+        ticket = job_input if isinstance(job_input, Ticket) else Ticket(job_input)
+        worker = current_job().worker
+        attempt = self._begin(ticket, worker)
+        try:
+            if ticket.faults is not None:
+                handler = ticket.faults.handler(handler)
+            attempt.result = await handler(ticket.input)
+        except BaseException as error:
+            attempt.error = error
+            self._judge_handler(error)
+            raise
+        finally:
+            attempt.ended = True
+            self._on_worker.pop(worker, None)
+            if ticket.key is not None:
+                self._on_key.pop(ticket.key, None)
+        return attempt.result
+
+    def _begin(self, ticket: Ticket, worker: int) -> Attempt:
+        self.claim(not ticket.runs, f"job {ticket!r} runs twice at one time")
+        self.claim(
+            worker not in self._on_worker,
+            f"worker {worker} runs jobs {self._on_worker.get(worker)!r} and "
+            f"{ticket!r} at one time",
+        )
+        self._on_worker[worker] = ticket
+        running, most = len(self._on_worker), self.may_run()
+        self.claim(running <= most, f"{running} jobs run at one time, not {most}")
+        if ticket.key is not None:
+            self.claim(
+                ticket.key not in self._on_key,
+                f"jobs {self._on_key.get(ticket.key)!r} and {ticket!r} run at one "
+                f"time, both with the key {ticket.key!r}",
+            )
+            self._on_key[ticket.key] = ticket
+        attempt = Attempt(trio.current_time())
+        ticket.attempts.append(attempt)
+        self.counts["attempts"] += 1
+        return attempt
+
+    def _judge_handler(self, error: BaseException) -> None:
+        """Tell what a handler may raise from what it may not."""
+        known = (trio.Cancelled, InjectedFault, InjectedCrash, *self._raises)
+        for leaf in leaves(error):
+            if not isinstance(leaf, known):
+                self.report(leaf)
+
+    # Answers.
+
+    def judge_result(self, ticket: Ticket, result: object) -> None:
+        """Hold the result of a job against what its handler returned."""
+        self.counts["results"] += 1
+        last = self._last(ticket, f"has the result {result!r}")
+        if last is not None and not self.has_middleware:
+            self.claim(
+                last.error is None and last.result is result,
+                f"job {ticket!r} has the result {result!r}, but its handler "
+                f"{_tell(last)}",
+            )
+
+    def judge_error(self, ticket: Ticket, error: BaseException) -> None:
+        """Hold the error of a job against what its handler did."""
+        self.counts[type(error).__name__] += 1
+        if isinstance(error, _OURS):
+            self._judge_ours(ticket, error)
+            return
+        last = self._last(ticket, f"has the error {error!r}")
+        if last is not None and not self.has_middleware:
+            self.claim(
+                last.error is error,
+                f"job {ticket!r} has the error {error!r}, but its handler "
+                f"{_tell(last)}",
+            )
+
+    def _last(self, ticket: Ticket, has: str) -> Attempt | None:
+        last = ticket.last
+        self.claim(last is not None, f"job {ticket!r} {has}, but was never started")
+        self.claim(not ticket.runs, f"job {ticket!r} {has}, but is still running")
+        return last
+
+    def _judge_ours(self, ticket: Ticket, error: Any) -> None:
+        starts = len(ticket.attempts)
+        self.claim(not ticket.runs, f"{error!r} came while job {ticket!r} still ran")
+        if not error.started:
+            self.claim(not starts, f"job {ticket!r} was started, despite {error!r}")
+        elif not self.has_middleware:
+            self.claim(starts, f"job {ticket!r} was never started, despite {error!r}")
+        if isinstance(error, JobTimeout) and ticket.last is not None:
+            over = ticket.last.began + error.timeout
+            early = over - trio.current_time()
+            self.claim(early < _ROUNDING, f"{error!r} came {early} seconds too early")
+
+
+def _tell(attempt: Attempt) -> str:
+    if attempt.error is not None:
+        return f"raised {attempt.error!r}"
+    return f"returned {attempt.result!r}"
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Take a group of errors apart."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
