@@ -59,7 +59,8 @@ _SLICE = 0.0005
 _STRETCH = 512
 
 
-def _name(item: object, index: int) -> str:
+def name_item(item: object, index: int) -> str:
+    """Word the note that tells which item an error is about."""
     try:
         text = repr(item)
     except Exception:
@@ -90,7 +91,7 @@ class _Values:
         error = job.error
         assert error is not None
         error = error.with_traceback(job.terms.traceback)
-        note(error, _name(job.item, job.index))
+        note(error, name_item(job.item, job.index))
         self.failures.append(error)
         del error
         assert job.batch is not None
@@ -404,7 +405,7 @@ class _Window:
             error = job.error
             assert error is not None
             try:
-                note(error, _name(job.item, index))
+                note(error, name_item(job.item, index))
                 if isinstance(error, StopAsyncIteration):
                     text = f"job {job.id} raised StopAsyncIteration"
                     raise RuntimeError(text) from error
