@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from hypothesis import given
@@ -294,6 +295,59 @@ async def test_a_worker_is_set_up_by_the_block_and_again_after_a_crash() -> None
     assert log == ["open", "close"] * 3
     with pytest.raises(RuntimeError, match="async with"):
         await InlinePool(worker=worker).process(1)
+
+
+async def test_the_books_balance_as_a_broken_worker_is_replaced(
+    autojump_clock: MockClock,
+) -> None:
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        yield obey
+        raise AssertionError  # It is left by the crash, before this.
+
+    recorder = RecordingHooks()
+    faults = Faults()
+    faults.slow_stop(3)
+    async with trio.open_nursery() as nursery:
+        pool = InlinePool(
+            worker=faults.worker(worker), hooks=[recorder], crash_on=OSError
+        )
+        with pytest.raises(AssertionError):
+            async with pool:
+                nursery.start_soon(pool.settle, [OSError("broken")])
+                await trio.sleep(1)
+                assert_books_balance(pool)
+                assert pool.statistics().failed == 1
+                with pytest.raises(AssertionError, match="restarts=1"):
+                    assert_books_balance(Cooked(pool))
+                await trio.sleep(5)
+                assert_idle(pool)
+    assert len(recorder.of("job_error")) == 1
+
+
+class Cooked:
+    """A pool whose books somebody has cooked."""
+
+    def __init__(self, pool: Any) -> None:
+        self.name, self.workers = pool.name, pool.workers
+        self.statistics = lambda: attrs.evolve(pool.statistics(), accepted=9)
+
+
+async def test_a_retry_of_the_pool_sees_the_seconds_since_the_first_start(
+    autojump_clock: MockClock,
+) -> None:
+    waits: list[int] = []
+
+    def backoff(number: int) -> float:
+        waits.append(number)
+        return 2.0
+
+    pool = InlinePool(obey, retry=Retry(3, backoff))
+    with pytest.raises(ValueError, match="no") as caught:
+        await pool.process(ValueError("no"))
+    assert waits == [0, 1]
+    assert trio.current_time() == 4.0
+    assert caught.value.__notes__ == ["trio_pool: given up after 3 attempts"]
 
 
 async def test_many_at_once() -> None:

@@ -131,7 +131,7 @@ class _Inline:
         finally:
             self.cancel()
             try:
-                await runs.clean_up(error)
+                await runs.clean_up()
             finally:
                 self._tell_pool("pool_stop")
                 await self._stack.__aexit__(kind, error, traceback)

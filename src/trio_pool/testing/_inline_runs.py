@@ -340,8 +340,8 @@ class Runs:
         job.attempts += 1
         job.deadline = trio.current_effective_deadline()
         begun = job.started_at = trio.current_time()
-        if job.attempts == 1 and job.terms is not self.plain_terms:
-            job.terms.first_start = begun
+        if job.attempts == 1 and job.terms.retry is not None:
+            job.own_terms().first_start = begun
         self.running += 1
         crew()[task] = slot
         self.tell("job_start", job)
@@ -359,21 +359,19 @@ class Runs:
                 crew()[task] = outer
             self.running -= 1
             self.times.add(trio.current_time() - begun, 1)
-        if crash is not None:
-            await self._replace(slot, job, crash)
-        wait = None
-        if state in UNHEARD:
-            wait = self._next_wait(job, state)
+        # No await before the books are right again.
+        wait = self._next_wait(job, state) if state in UNHEARD else None
         if wait is None:
             self.end(job, state)
+            await self._replace(slot, job, crash)
             return False
         self.retries += 1
         job.own_terms().before = job.attempts
-        job.terms.overdue = False
         job.state = JobState.DELAYED
         self.delayed += 1
         self.tell("job_retry", job, wait)
         try:
+            await self._replace(slot, job, crash)
             await trio.sleep(wait)
         finally:
             self.delayed -= 1
@@ -454,7 +452,9 @@ class Runs:
             kind = None if error is None else type(error)
             await manager.__aexit__(kind, error, trace)
 
-    async def _replace(self, slot: Slot, job: Job, crash: BaseException) -> None:
+    async def _replace(self, slot: Slot, job: Job, crash: BaseException | None) -> None:
+        if crash is None:
+            return
         slot.last_error = crash
         slot.restarts += 1
         self.restarts += 1
