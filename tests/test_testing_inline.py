@@ -350,6 +350,15 @@ async def test_a_retry_of_the_pool_sees_the_seconds_since_the_first_start(
     assert caught.value.__notes__ == ["trio_pool: given up after 3 attempts"]
 
 
+async def test_a_crash_is_tried_again_only_where_the_policy_names_it() -> None:
+    pool = InlinePool(obey)
+    named = Retry(2, Backoff(0), on=WorkerCrashed)
+    for retry, attempts in ((Retry(2, Backoff(0)), 1), (named, 2)):
+        with pytest.raises(WorkerCrashed) as caught:
+            await pool.process(Crash(), retry=retry)
+        assert caught.value.attempts == attempts
+
+
 async def test_many_at_once() -> None:
     async def items() -> AsyncGenerator[int, None]:
         yield 0
