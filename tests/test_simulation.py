@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -633,6 +634,33 @@ def test_an_async_model_is_the_handler() -> None:
     assert 60 < report.failed < 140
     assert 1 < report.run.mean < 2
     assert run() == report
+
+
+def test_a_long_run_keeps_nothing_but_times() -> None:
+    """Not even of jobs that would have taken longer than the run."""
+
+    class Census(Hooks):
+        def __init__(self) -> None:
+            self.jobs = 0
+            self.counts: list[int] = []
+
+        def on_job_start(self, event: object) -> None:
+            self.jobs += 1
+            if not self.jobs % 1_000:
+                gc.collect()
+                self.counts.append(len(gc.get_objects()))
+
+    census = Census()
+    report = simulate(
+        *(lambda chance: chance.choice([0.5, 1e9]), Poisson(2.0), 4),
+        jobs=4_000,
+        timeout=1.0,
+        max_backlog=5,
+        overflow="drop_oldest",
+        hooks=[census],
+    )
+    assert report.timed_out > 1_000
+    assert max(census.counts) < min(census.counts) + 300
 
 
 # ----------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, final
 
@@ -10,6 +10,8 @@ import trio
 from trio.lowlevel import Abort, current_task
 
 from .._trio import WAKE, runner_of, sleeper
+
+_SLACK = 64
 
 
 @final
@@ -32,6 +34,8 @@ class VirtualClock(trio.abc.Clock):
         """Called when nothing will ever happen any more; says whether it does now."""
         self._events: list[list[Any]] = []
         self._order = count()
+        self._taken_back = 0
+        """Events that have no task any more."""
 
     def start_clock(self) -> None:
         """Begin at 0."""
@@ -59,11 +63,11 @@ class VirtualClock(trio.abc.Clock):
                     return 0.0
                 continue
             task = heappop(events)[2]
-            # One that was taken back has no task any more.
             if task is not None:
                 self.now = when
                 self._reschedule(task, WAKE)
                 return 0.0
+            self._taken_back -= 1
         if deadline < math.inf:
             self.now = max(self.now, deadline)
         elif not self.get_stuck():
@@ -77,9 +81,22 @@ class VirtualClock(trio.abc.Clock):
 
         def abort(_: object) -> Abort:
             event[2] = None
+            self._taken_back += 1
+            self._forget_taken_back()
             return Abort.SUCCEEDED
 
         return self._sleep(abort)
+
+    def _forget_taken_back(self) -> None:
+        """Drop events of cancelled tasks, once they are most of what is kept.
+
+        They may lie so far ahead that they would never be met.
+        """
+        events = self._events
+        if self._taken_back > _SLACK + len(events) // 2:
+            events[:] = [event for event in events if event[2] is not None]
+            heapify(events)
+            self._taken_back = 0
 
     async def sleep_till_woken(self) -> None:
         """Sleep until `wake` is called."""
