@@ -345,6 +345,16 @@ def test_a_job_that_is_timed_out_frees_its_worker() -> None:
     assert report.seconds == 3.0
 
 
+def test_of_what_comes_at_the_same_time_deadlines_are_first_and_arrivals_last() -> None:
+    """So a job may have the place of one that ends in the instant it comes."""
+    report = simulate(
+        *(Constant(1.0), Regular(1.0), 1), jobs=9, max_backlog=0, overflow="reject"
+    )
+    assert (report.done, report.rejected) == (9, 0)
+    report = simulate(Constant(1.0), Regular(0.5), 1, jobs=9, timeout=1.0)
+    assert (report.done, report.timed_out) == (0, 9)
+
+
 def test_a_failed_job_is_tried_again_and_each_try_takes_its_time() -> None:
     twice = Retry(attempts=2, backoff=lambda _: 0.5)
     report = simulate(Constant(1.0), [0], 1, failures=1.0, retry=twice)

@@ -340,21 +340,19 @@ def simulate(
 ) -> SimulationReport:
     """Run a pool in virtual time under jobs drawn by chance; report how it did.
 
-    The pool is a real one, ``open_pool(size, handler, **options)``. Jobs come
-    as ``arrivals`` says, whatever became of those before: until there were
-    ``jobs`` of them, or ``seconds`` are over. Then the pool finishes them.
-    Each takes the time that ``handler_model`` draws, in every try anew, and
-    fails with the probability ``failures``, by `SimulatedFailure`. An async
-    ``handler_model`` is the handler itself. ``each`` is a mapping of options
-    for each job (priority, ttl, ...), or draws one. Jobs that arrive in the
-    first ``warmup`` seconds are not counted.
+    The pool is a real one, ``open_pool(size, handler, **options)``. Jobs come as
+    ``arrivals`` says, whatever became of those before, until there were ``jobs``
+    or ``seconds`` are over; then the pool finishes them. Each try takes the time
+    that ``handler_model`` draws, and fails with probability ``failures``, by
+    `SimulatedFailure`. An async model is the handler itself. ``each``, a mapping
+    or what draws one, has options of each job (ttl, priority, ...). Jobs of the
+    first ``warmup`` seconds are not counted. The same seed gives the same report.
 
-    The same seed gives the same report. Three times are kept for each job, 24
-    bytes. It runs a trio of its own: in a trio program call it in a thread.
+    24 bytes are kept for each job. It runs a trio of its own: in a trio program
+    call it in a thread. Models must not wait for anything real.
 
     Raises:
-      TypeError, ValueError: a bad argument, before anything has run; or what
-        was drawn is no number of seconds.
+      TypeError, ValueError: a bad argument, or a draw that is no time.
       RuntimeError: called inside of trio; or jobs wait and nothing can happen.
       PoolBroken: too many workers have crashed.
     """
