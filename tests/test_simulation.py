@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from heapq import heapreplace
@@ -577,6 +578,17 @@ def test_chance_elsewhere_is_left_alone() -> None:
     random.seed(5)
     simulate(Exponential(1.0), Poisson(2.0), 1, jobs=10)
     assert random.random() == expected
+
+
+def test_the_order_of_tasks_elsewhere_is_left_to_chance_as_before() -> None:
+    """Trio draws it, and for a simulation that is seeded."""
+    chance = vars(sys.modules["trio._core._run"])["_r"]
+    before = chance.getstate()
+    simulate(Exponential(1.0), Bursts(9, 1.0), 4, jobs=90)
+    assert chance.getstate() == before
+    with pytest.raises(ZeroDivisionError):
+        simulate(lambda _: 1 / 0, [1], 1)
+    assert chance.getstate() == before
 
 
 def draws(model: Callable[[random.Random], float], count: int) -> list[float]:
