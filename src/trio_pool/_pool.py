@@ -1138,7 +1138,9 @@ def _leave(
         )
     if report != "ignore":
         for other in unheard:
-            log.error("nobody read the reply of a failed job", exc_info=other)
+            # The job in which Ctrl-C landed is heard of by the Ctrl-C itself.
+            if failure is None or other.__cause__ is not failure:
+                log.error("nobody read the reply of a failed job", exc_info=other)
     if failure is not None:
         # The pool's own failure, even where the block fell with it: that it
         # was cancelled, or heard an error of the pool, is no news.
@@ -1150,6 +1152,12 @@ def _leave(
         if news is not None and isinstance(failure, PoolBroken):
             message = f"pool {config.name!r} is broken, and its block failed"
             raise BaseExceptionGroup(message, [news, failure])
-        raise failure
+        context = failure.__context__
+        try:
+            raise failure
+        finally:
+            if news is None:
+                # Nor is it news in what it came about.
+                failure.__context__ = context
     if error is not None:
         raise_caught(error, error.__traceback__)

@@ -1,0 +1,153 @@
+"""Ctrl-C, as a real signal to a real process, ends a pool as it ends plain trio.
+
+The processes are those of `interrupted.py`. By default there are 15 of them; with
+``TRIO_POOL_STRESS=1`` more than two hundred.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from trio_pool import open_pool
+
+on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
+
+STRESS = bool(os.environ.get("TRIO_POOL_STRESS"))
+ROUNDS = 20 if STRESS else 1
+
+PROGRAM = Path(__file__).parent / "interrupted.py"
+LOADS = ("process", "map", "stream", "submit", "lease", "one caller")
+STATES = ("idle", "setup", "restart", "cleanup", "shutdown")
+WORKERS = 4
+
+NOISE = (
+    *("Exception ignored", "never awaited", "TrioInternalError", "Warning"),
+    *("Cancelled", "WorkerCrashed", "PoolClosed", "Fatal Python error"),
+)
+
+# Ctrl-C can land after a coroutine was made and before it is awaited, in every
+# program: of that Python warns, with a traceback of its own.
+BETWEEN = re.compile(
+    r"\A(Exception ignored in: <coroutine .*>\n(Traceback .*\n( .*\n)*)?)?"
+    r".*RuntimeWarning: coroutine '.*' was never awaited\n"
+)
+
+
+def interrupt(scenes: tuple[str, ...], signals: int) -> list[dict[str, Any]]:
+    """Interrupt a process in each scene; the time limit is only to end a hang."""
+    runs = len(scenes) * ROUNDS
+    command = [sys.executable, "-W", "error", str(PROGRAM), str(runs)]
+    # The moments are others each time, and told if something is wrong.
+    seed = os.urandom(4).hex()
+    done = subprocess.run(
+        [*command, seed, str(signals), *scenes],
+        capture_output=True,
+        check=False,
+        timeout=50 if not STRESS else 3000,
+    )
+    assert done.returncode == 0, (seed, done.stderr.decode())
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) == runs
+    return reports
+
+
+def tell_figures(
+    record_property: Callable[[str, object], None], reports: list[dict[str, Any]]
+) -> None:
+    figures = {
+        "processes": len(reports),
+        "workers set up": sum(report["set up"] for report in reports),
+        "workers cleaned up": sum(report["cleaned up"] for report in reports),
+        "between a call and its await": sum(
+            BETWEEN.match(report["errors"]) is not None for report in reports
+        ),
+        "seconds to the end of the run, at most": max(
+            report["seconds to the end of the run"] for report in reports
+        ),
+        "seconds to the end of the process, at most": max(
+            report["seconds to the end of the process"] for report in reports
+        ),
+    }
+    for name, figure in figures.items():
+        record_property(name, figure)
+    print(figures)
+
+
+@on_posix
+def test_ctrl_c_leaves_as_plain_trio_does(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Killed by the signal, one traceback and no other word, every worker cleaned up.
+
+    It takes about 5 s, as each process leaves through the whole of Python's exit.
+    """
+    reports = interrupt(LOADS + STATES, signals=1)
+    tell_figures(record_property, reports)
+    for report in reports:
+        errors, scene = BETWEEN.sub("", report["errors"]), report["scene"]
+        assert report["status"] == -2, report
+        assert report["set up"] == (0 if scene == "setup" else WORKERS), report
+        assert report["cleaned up"] == report["set up"], report
+        # That of the worker that the program itself has crash.
+        assert report["logged"] == (scene == "restart"), report
+        assert errors.startswith("Traceback (most recent call last):\n"), report
+        assert errors.count("Traceback (most recent call last):") == 1, report
+        assert errors.endswith("\nKeyboardInterrupt\n"), report
+        assert not [noise for noise in NOISE if noise in errors], report
+
+
+@on_posix
+def test_ctrl_c_twice_leaves_no_worker_behind_either(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The second may come at any moment of the end, and even after it.
+
+    It takes about 2 s, for the same reason.
+    """
+    reports = interrupt(("process", "stream", "idle", "cleanup"), signals=2)
+    tell_figures(record_property, reports)
+    for report in reports:
+        errors = report["errors"]
+        assert report["status"] == -2, report
+        assert report["set up"] == report["cleaned up"] == WORKERS, report
+        assert "TrioInternalError" not in errors, report
+
+
+# What was wrong with it once.
+
+
+@pytest.mark.parametrize("way", ["process", "submit", "map", "stream"])
+async def test_ctrl_c_in_a_handler_is_all_that_is_heard(
+    caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """It came about while the block was cancelled, but not by that."""
+
+    async def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        async with open_pool(1, interrupted) as pool:
+            match way:
+                case "process":
+                    await pool.process(0)
+                case "submit":
+                    pool.submit_nowait(0)
+                    await trio.sleep_forever()
+                case "map":
+                    await pool.map([0])
+                case "stream":
+                    async with pool.stream([0]) as stream:
+                        async for _ in stream:
+                            pass
+    assert caught.value.__context__ is None
+    assert caplog.records == []
