@@ -37,7 +37,7 @@ from trio_pool import (
 from trio_pool.testing import call_everywhere, cancel_everywhere
 
 STRESS = bool(os.environ.get("TRIO_POOL_STRESS"))
-SOON = Retry(3, Backoff(0.25, factor=1, jitter=0))
+LATER = Retry(2, Backoff(1.0, jitter=0))
 
 
 @pytest.fixture(autouse=True)
@@ -135,14 +135,19 @@ async def run(job):
     return await job()
 
 
+open_workers = []
+
+
 @asynccontextmanager
 async def slow_worker():
     await trio.sleep(0.25)
+    open_workers.append(run)
     try:
         yield run
     finally:
         with trio.CancelScope(shield=True):
             await trio.sleep(0.25)
+        open_workers.remove(run)
 
 
 async def pass_on(job, call_next):
@@ -281,19 +286,26 @@ class State:
             options["hooks"] = [ledger]
         options.setdefault("crash_on", Crash)
         options["restart"] = Restart(5, backoff=Backoff(0.5, jitter=0))
-        async with open_pool(
-            self.size, *handler, unobserved="ignore", **options
-        ) as pool:
-            async with trio.open_nursery() as nursery:
-                await self.prepare(pool)
-                nursery.start_soon(beside, pool)
-                if "limiter" in options:
-                    await wait_all_tasks_blocked()
-                yield pool
-                ask_the_books(pool)
-            if not pool.closed:
-                await ask_the_facts(pool, 1 if "limiter" in options else None)
-        ask_the_end(pool, ledger)
+        pool = None
+        try:
+            async with open_pool(
+                self.size, *handler, unobserved="ignore", **options
+            ) as pool:
+                async with trio.open_nursery() as nursery:
+                    await self.prepare(pool)
+                    nursery.start_soon(beside, pool)
+                    if "limiter" in options:
+                        await wait_all_tasks_blocked()
+                    yield pool
+                    ask_the_books(pool)
+                if not pool.closed:
+                    await ask_the_facts(pool, 1 if "limiter" in options else None)
+        finally:
+            if pool is not None:
+                ask_the_end(pool, ledger)
+            assert not open_workers
+            if "limiter" in options:
+                assert options["limiter"].borrowed_tokens == 0
 
 
 STATES = {
@@ -305,6 +317,7 @@ STATES = {
     "dropping": State(1, prepare=naps(2), max_backlog=1, overflow="drop_oldest"),
     "paused": State(prepare=pause, beside=resume_later),
     "keyed": State(prepare=naps(1, key="k"), job={"key": "k"}),
+    "keyed line": State(1, prepare=naps(1), job={"key": "k"}),
     "urgent": State(1, prepare=naps(2), job={"priority": 1}),
     "timed": State(timeout=0.25),
     "retrying": State(1, retry=Retry(2, Backoff(0.5, jitter=0))),
@@ -337,6 +350,19 @@ def process(kind, *args, **options):
             assert job.under_way == 0
 
     return call
+
+
+async def nested(pool, how):
+    inner, value = Nap(0.25), None
+
+    async def job():
+        return await pool.process(inner)
+
+    try:
+        value = await pool.process(job)
+    finally:
+        assert (value is inner) == (inner.finished == 1)
+        assert inner.under_way == 0
 
 
 async def submit(pool, how):
@@ -509,6 +535,7 @@ CALLS = {
     "process what fails": process(Nap, fails=1),
     "process what crashes": process(Nap, fails=1, error=Crash),
     "process what will not be cancelled": process(Stubborn),
+    "process in a job": nested,
     "two calls": two_calls,
     "submit": submit,
     "submit delayed": submit_delayed,
@@ -590,6 +617,27 @@ def test_a_call_is_cancelled_at_every_step(state, record_property):
     tell(record_property, tried, 1000 if STRESS else 30)
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_a_whole_block_is_cancelled_at_every_step(state, record_property):
+    tried = 0
+
+    def cancel_a_block(call, watched, order):
+        async def body():
+            async with STATES[state].open(watched) as pool:
+                await quietly(CALLS[call], pool, STATES[state].job)
+
+        row = f"block of {call}, {state}, {watched=}"
+        return try_row(cancel_everywhere, body, row, order)
+
+    for number, call in enumerate(["process", "stream", "lease"]):
+        if STRESS:
+            for order, watched in itertools.product(range(4), (False, True)):
+                tried += cancel_a_block(call, watched, order)
+        elif (number + [*STATES].index(state)) % 3 == 0:
+            tried += cancel_a_block(call, number % 2 == 1, number)
+    tell(record_property, tried, 400 if STRESS else 15)
+
+
 TWICE = ["process", "submit", "map", "stream unordered", "lease", "shutdown"]
 
 
@@ -599,7 +647,7 @@ def test_two_calls_are_cancelled_at_every_pair_of_steps(call, record_property):
     for number, state in enumerate(STATES):
         if STRESS:
             tried += cancel_two_calls(state, call, number % 2 == 1, number, 2000)
-        elif (number + TWICE.index(call)) % 5 == 0:
+        elif (number + TWICE.index(call)) % 5 == 1 or state == "keyed line":
             tried += cancel_two_calls(state, call, number % 2 == 1, number, 40)
     tell(record_property, tried, 1000 if STRESS else 80)
 
@@ -793,12 +841,15 @@ EVENTS = {
 }
 CLOSING = {"shutdown", "shutdown at once", "stop"}
 
-# What happens by itself a second later, in the same tick as an event.
-TIMED = {
+# What jobs are given in with. A second later it may bring something by itself,
+# in the same tick as an event.
+TERMS = {
     "timeout": {"running": {"timeout": 1.0}, "call": {"timeout": 1.0}},
     "delay": {"waiting": {"delay": 1.0}},
     "ttl": {"waiting": {"ttl": 1.0}},
     "key": {"running": {"key": "k"}, "waiting": {"key": "k"}},
+    "keys": {"waiting_call": {"key": "k"}, "waiting": {"key": "k"}},
+    "retry": {"running": {"retry": LATER}, "call": {"retry": LATER}},
 }
 
 
@@ -856,15 +907,15 @@ def meet(one, other, watched, order, limit, **options):
     return try_row(call_everywhere, body, row, order, limit=limit, drawn=True)
 
 
-def meet_in_time(timed, event, watched, order):
+def meet_in_time(terms, event, watched, order):
     """Let an event happen about when time passes; count the schedules."""
 
     async def body(moment):
-        async with open_scene(watched, TIMED[timed]) as scene:
+        async with open_scene(watched, TERMS[terms]) as scene:
             with moment.calls(EVENTS[event], scene):
                 await pass_some_steps(at=1.0)
 
-    row = f"{timed} / {event}, {watched=}"
+    row = f"{terms} / {event}, {watched=}"
     return try_row(call_everywhere, body, row, order)
 
 
@@ -911,13 +962,13 @@ def test_a_job_is_dropped_and_cancelled_at_every_pair_of_steps(event, record_pro
     tell(record_property, tried, 500 if STRESS else 50)
 
 
-@pytest.mark.parametrize("timed", TIMED)
-def test_an_event_meets_what_time_brings(timed, record_property):
+@pytest.mark.parametrize("terms", TERMS)
+def test_an_event_meets_what_time_brings(terms, record_property):
     tried = 0
     for number, event in enumerate(EVENTS):
         if STRESS:
             for order, watched in itertools.product(range(8), (False, True)):
-                tried += meet_in_time(timed, event, watched, order)
-        elif (number + [*TIMED].index(timed)) % 2 == 0:
-            tried += meet_in_time(timed, event, number % 4 > 1, number)
+                tried += meet_in_time(terms, event, watched, order)
+        elif (number + [*TERMS].index(terms)) % 2 == 0:
+            tried += meet_in_time(terms, event, number % 4 > 1, number)
     tell(record_property, tried, 1000 if STRESS else 50)
