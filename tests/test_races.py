@@ -606,8 +606,7 @@ def test_a_call_is_cancelled_at_every_step(state, record_property):
     tried = 0
     place = [*STATES].index(state)
     for number, call in enumerate(CALLS):
-        if (state, call) == ("no backlog", "submit delayed"):
-            # Refused: no job may wait.
+        if (state, call) in LEFT_OUT:
             continue
         if STRESS:
             for order, watched in itertools.product(range(4), (False, True)):
@@ -637,6 +636,9 @@ def test_a_whole_block_is_cancelled_at_every_step(state, record_property):
             tried += cancel_a_block(call, number % 2 == 1, number)
     tell(record_property, tried, 400 if STRESS else 15)
 
+
+# No job may wait there; and a job that waits for its own pool keeps the limit.
+LEFT_OUT = {("no backlog", "submit delayed"), ("limited", "process in a job")}
 
 TWICE = ["process", "submit", "map", "stream unordered", "lease", "shutdown"]
 
@@ -709,6 +711,34 @@ class Call:
         ask_the_error(self.error, work)
 
 
+class Submitting:
+    """A call of `submit`, in a task and a scope of its own, that waits for room."""
+
+    def __init__(self, scene):
+        self.scope = trio.CancelScope()
+        self.work = scene.new_work()
+        self.reply = self.error = None
+        self.waits = True
+        scene.nursery.start_soon(self.run, scene.pool)
+
+    async def run(self, pool):
+        with self.scope:
+            try:
+                self.reply = await pool.submit(self.work)
+            except PoolError as error:
+                self.error = error
+        self.waits = False
+
+    def ask(self):
+        """It has been accepted, or told why not, or cancelled before it was."""
+        if self.reply is None:
+            assert self.work.started == 0
+            assert self.error is not None or self.scope.cancelled_caught
+            ask_the_error(self.error, self.work)
+        else:
+            ask_the_reply(self.reply, self.work)
+
+
 class Given:
     """A job that was submitted."""
 
@@ -719,20 +749,28 @@ class Given:
         with suppress(PoolError):
             self.reply = scene.pool.submit_nowait(self.work, **how)
 
+    def cancel(self):
+        if self.reply is not None:
+            self.reply.cancel()
+
     def ask(self):
         """It has ended, once, and as its handler says."""
         if self.reply is None:
             assert self.work.started == 0
             return
-        reply, work = self.reply, self.work
-        assert reply.done
-        assert reply.state.terminal
-        assert reply.attempts == work.started
-        assert (reply.state is JobState.DONE) == (work.finished == 1)
-        if reply.state is JobState.DONE:
-            assert reply.outcome.unwrap() is work
-        else:
-            ask_the_error(reply.outcome.error, work)
+        ask_the_reply(self.reply, self.work)
+
+
+def ask_the_reply(reply, work):
+    """The job has ended, once, and as its handler says."""
+    assert reply.done
+    assert reply.state.terminal
+    assert reply.attempts == work.started
+    assert (reply.state is JobState.DONE) == (work.finished == 1)
+    if reply.state is JobState.DONE:
+        assert reply.outcome.unwrap() is work
+    else:
+        ask_the_error(reply.outcome.error, work)
 
 
 def ask_the_error(error, work):
@@ -755,6 +793,7 @@ class Scene:
         self.pool = pool
         self.nursery = nursery
         self.works, self.calls, self.given = [], [], []
+        self.paused = False
 
     def new_work(self):
         work = Work()
@@ -769,6 +808,8 @@ class Scene:
         self.waiting_call = Call(self, **how.get("waiting_call", {}))
         await wait_all_tasks_blocked()
         self.waiting = Given(self, **how.get("waiting", {}))
+        self.entering = Submitting(self)
+        await wait_all_tasks_blocked()
 
     def soon(self, call, *args, **options):
         """Do what waits in a task of its own."""
@@ -786,6 +827,11 @@ class Scene:
     def pause(self):
         with suppress(PoolClosed):
             self.pool.pause()
+            self.paused = True
+
+    def resume(self):
+        self.pool.resume()
+        self.paused = False
 
     def fill(self):
         for _ in range(2):
@@ -810,8 +856,21 @@ class Scene:
         for work in self.works:
             work.end()
 
+    async def ask_who_waits(self, keyed):
+        """Nobody waits in vain: for a worker while one is idle, or for room."""
+        await wait_all_tasks_blocked()
+        count = ask_the_books(self.pool)
+        if self.pool.closed:
+            assert not self.entering.waits
+            return
+        if self.entering.waits:
+            assert count.queued + count.delayed == BACKLOG
+        idle = [w for w in self.pool.workers() if w.state is WorkerState.IDLE]
+        if not (self.paused or keyed):
+            assert not idle or not count.queued
+
     def ask(self):
-        for each in (*self.calls, *self.given):
+        for each in (*self.calls, *self.given, self.entering):
             each.ask()
 
 
@@ -824,6 +883,8 @@ EVENTS = {
     "cancel": lambda scene: scene.running.reply.cancel(),
     "cancel the call": lambda scene: scene.call.scope.cancel(),
     "cancel the waiting": lambda scene: scene.waiting.reply.cancel(),
+    "cancel the newest": lambda scene: scene.given[-1].cancel(),
+    "cancel who waits for room": lambda scene: scene.entering.scope.cancel(),
     "cancel the waiting call": lambda scene: scene.waiting_call.scope.cancel(),
     "submit": Scene.submit,
     "fill": Scene.fill,
@@ -831,7 +892,7 @@ EVENTS = {
     "resize up": lambda scene: scene.soon(scene.pool.resize, 3),
     "resize down": lambda scene: scene.soon(scene.pool.resize, 1),
     "pause": Scene.pause,
-    "resume": lambda scene: scene.pool.resume(),
+    "resume": Scene.resume,
     "lease": lambda scene: scene.soon(scene.lease),
     "map": lambda scene: scene.soon(scene.map),
     "join": lambda scene: scene.soon(scene.pool.join),
@@ -853,14 +914,17 @@ TERMS = {
 }
 
 
+BACKLOG = 2
+
+
 @asynccontextmanager
-async def open_scene(watched, how, **options):
-    """Set the scene, and ask the facts when it is over."""
+async def open_scene(watched, how, size=2, **options):
+    """Set the scene, and ask the facts: when it is quiet, and when it is over."""
     ledger = Ledger() if watched else None
     async with open_pool(
-        2,
+        size,
         run,
-        max_backlog=3,
+        max_backlog=BACKLOG,
         hooks=[ledger] if watched else (),
         crash_on=Crash,
         restart=Restart(9, backoff=Backoff(0.5, jitter=0)),
@@ -871,7 +935,7 @@ async def open_scene(watched, how, **options):
             scene = Scene(pool, nursery)
             await scene.prepare(**how)
             yield scene
-            ask_the_books(pool)
+            await scene.ask_who_waits(any("key" in each for each in how.values()))
             scene.end()
         if not pool.closed:
             await ask_the_facts(pool)
@@ -950,6 +1014,19 @@ def test_every_two_events_meet(one, record_property):
     for number, other in enumerate(events[events.index(one) + 1 :]):
         tried += meet(one, other, number % 2 == 1, number, 1000 if STRESS else 5)
     tell(record_property, tried, 0)
+
+
+HANDED = ["cancel the newest", "stop", "resize down", "shutdown at once", "pause"]
+
+
+@pytest.mark.parametrize("event", HANDED)
+def test_an_event_meets_a_job_that_an_idle_worker_is_handed(event, record_property):
+    tried = 0
+    for order in range(8 if STRESS else 1):
+        limit = 5000 if STRESS else 60
+        watched = (order + HANDED.index(event)) % 2 == 1
+        tried += meet("submit", event, watched, order, limit, size=6)
+    tell(record_property, tried, 500 if STRESS else 50)
 
 
 @pytest.mark.parametrize("event", ["cancel the waiting", "cancel the waiting call"])
