@@ -10,6 +10,13 @@ from importlib import import_module
 from typing import Any
 
 import trio
+from trio.testing import MockClock
+
+from .. import _dispatch, _many, _worker
+
+# A worker lets others run after 0.5 ms of real time; each look at it is this long
+# where time is virtual, or the steps would depend on the load of the machine.
+_LOOK = 1e-5
 
 
 class _Arrivals(dict[Any, None]):
@@ -35,12 +42,13 @@ class _Arrivals(dict[Any, None]):
 
 
 @contextmanager
-def seeded_scheduler(seed: int) -> Generator[None, None, None]:
+def seeded_scheduler(seed: int, clock: trio.abc.Clock) -> Generator[None, None, None]:
     """Have trio decide all that it leaves to chance by ``seed``, in the block.
 
     That is the order of the tasks that are runnable at once, of the tasks that
     one cancellation reaches, and of deadlines at the same time. The source of
-    the module `random` is seeded too. All of it is put back afterwards.
+    the module `random` is seeded too, and with a virtual clock workers do not
+    look at the real one. All of it is put back afterwards.
     """
     inside = _insides()
     order, status, deadlines = inside._r, inside.CancelStatus, inside.Deadlines
@@ -59,6 +67,11 @@ def seeded_scheduler(seed: int) -> Generator[None, None, None]:
         inside.heappush(self._heap, (deadline, place, scope))
         self._active += 1
 
+    modules: tuple[Any, ...] = (_dispatch, _many, _worker)
+    look = modules[0].perf_counter
+    looks = (number * _LOOK for number in itertools.count())
+    is_virtual = isinstance(clock, MockClock)
+
     saved = order.getstate(), random.getstate()
     flag, add = inside._ALLOW_DETERMINISTIC_SCHEDULING, deadlines.add
     try:
@@ -67,8 +80,12 @@ def seeded_scheduler(seed: int) -> Generator[None, None, None]:
         deadlines.add = add_drawn
         order.seed(seed)
         random.seed(seed)
+        for module in modules:
+            module.perf_counter = looks.__next__ if is_virtual else look
         yield
     finally:
+        for module in modules:
+            module.perf_counter = look
         inside._ALLOW_DETERMINISTIC_SCHEDULING = flag
         status.__attrs_post_init__ = make_status
         deadlines.add = add

@@ -46,7 +46,7 @@ def run_in_order(
     check_count("order", order)
     if clock is None:
         clock = MockClock(autojump_threshold=0)
-    with seeded_scheduler(order):
+    with seeded_scheduler(order, clock):
         return trio.run(async_fn, *args, clock=clock)
 
 

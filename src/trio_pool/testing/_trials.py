@@ -171,7 +171,7 @@ class Trial:
         watch = _Watch(self, plan, clock)
         error: BaseException | None = None
         try:
-            with seeded_scheduler(self.order):
+            with seeded_scheduler(self.order, clock):
                 trio.run(watch.run, clock=clock, instruments=[watch])
         except BaseException as found:
             error = found
