@@ -427,6 +427,17 @@ async def test_current_job_tells_all_about_the_job(autojump_clock: MockClock) ->
         assert (job.timeout, job.deadline) == (1.5, 1.75)
 
 
+async def test_on_the_real_clock_the_deadline_is_a_time_of_that_clock_too() -> None:
+    async def look() -> tuple[float, float]:
+        return trio.current_time(), current_job().deadline
+
+    async with open_pool(1, obey, timeout=1_000.0) as pool:
+        early = trio.current_time()
+        late, deadline = await pool.process(look)
+        # What is added up may be rounded.
+        assert early - 1e-6 <= deadline - 1_000.0 <= late + 1e-6
+
+
 async def test_without_timeout_and_deadline_both_are_infinite(
     autojump_clock: MockClock,
 ) -> None:

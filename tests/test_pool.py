@@ -523,6 +523,37 @@ async def test_of_two_shutdowns_the_shorter_grace_counts(
     assert reports[0].cancelled == 1
 
 
+async def test_shutdown_reports_every_kind_of_end_since_then_and_none_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def exit_later() -> None:
+        await trio.sleep(0.25)
+        raise SystemExit
+
+    async def submit_some() -> None:
+        await pool.submit(trio.sleep_forever, timeout=0.25)
+        await pool.submit(exit_later)
+        for _ in range(2):
+            await pool.submit(functools.partial(trio.sleep, 1))
+        await pool.submit("dropped")
+        await pool.submit("expires", ttl=0.125)
+        await pool.submit(ValueError())
+
+    options: dict[str, Any] = {"unobserved": "ignore", "overflow": "drop_oldest"}
+    async with open_pool(4, obey, max_backlog=2, **options) as pool:
+        await submit_some()
+        await pool.join()
+        await submit_some()
+        assert pool.statistics().dropped == 2
+        report = await pool.shutdown(grace=3)
+    # The second "dropped" was dropped before the shutdown.
+    assert report == ShutdownReport(done=2, failed=3, cancelled=1, unfinished=0)
+    ends = {"done": 4} | dict.fromkeys(
+        ("failed", "timed_out", "lost", "expired", "dropped"), 2
+    )
+    assert counts(pool.statistics()) == {"accepted": 14, **ends}
+
+
 async def test_shutdown_reports_what_does_not_end_in_another_second(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

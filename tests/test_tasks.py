@@ -12,6 +12,7 @@ from typing import Any, assert_type
 
 import attrs
 import pytest
+import tenacity
 import trio
 import trio.testing
 
@@ -390,6 +391,17 @@ async def test_the_delay_comes_before_the_first_attempt_only(
     task = Task(script).with_delay(1.5).with_retry(2, wait_quarter)
     assert await task.run() == 1
     assert [at - began for at, _ in script.calls] == [1.5, 1.75]
+
+
+async def test_a_retry_hears_the_seconds_since_the_first_attempt_began(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    await trio.sleep(5)
+    script = Script(OSError())
+    task = Task(script).with_retry(tenacity.stop_after_delay(1.5), lambda _: 0.5)
+    with pytest.raises(OSError):
+        await task.with_delay(2).run()
+    assert [at for at, _ in script.calls] == [7.0, 7.5, 8.0, 8.5]
 
 
 async def test_an_attempt_over_its_timeout_is_a_job_timeout(

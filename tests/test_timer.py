@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -188,6 +189,57 @@ def test_the_heap_stays_small_where_most_alarms_are_taken_back() -> None:
     assert most < 200
     timer.ring(math.inf)
     assert seen == ["kept"]
+
+
+def test_alarms_that_were_taken_back_stay_until_they_are_most_of_it() -> None:
+    """To look for them at each would cost the more the more alarms there are."""
+    timer = Timer()
+    alarms = [timer.at(1.5, int) for _ in range(2_000)]
+    for alarm in alarms[:1_000]:
+        timer.take_back(alarm)
+        timer.take_back(alarm)
+    assert len(heap(timer)) == 2_000
+    for alarm in alarms[1_000:1_200]:
+        timer.take_back(alarm)
+    kept = len(heap(timer))
+    assert kept < 1_000
+    # And from then on those that are still here count.
+    timer.take_back(alarms[1_200])
+    assert len(heap(timer)) == kept
+
+
+def leave_by_the_front(timer: Timer) -> None:
+    timer.take_back(timer.at(0.25, int))
+    timer.arm()
+
+
+def leave_as_it_rings(timer: Timer) -> None:
+    timer.at(0.25, lambda: timer.take_back(victim))
+    victim = timer.at(0.25, int)
+    timer.ring(0.25)
+
+
+def ring_and_be_taken_back(timer: Timer) -> None:
+    alarm = timer.at(0.25, int)
+    timer.ring(0.25)
+    timer.take_back(alarm)
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_by_the_front, leave_as_it_rings, ring_and_be_taken_back]
+)
+def test_alarms_that_have_left_are_not_counted_as_here(
+    leave: Callable[[Timer], None],
+) -> None:
+    timer = Timer()
+    alarms = [timer.at(1.5, int) for _ in range(300)]
+    for _ in range(500):
+        leave(timer)
+    timer.take_back(alarms[0])
+    assert len(heap(timer)) == 300
+    for alarm in alarms:
+        timer.take_back(alarm)
+    assert len(heap(timer)) < 200
 
 
 def test_many_alarms_that_are_taken_back_together_leave_the_others_in_order() -> None:
