@@ -11,6 +11,7 @@
   python3 noxfile.py acts      the same acts one by one, by pytest-benchmark
   python3 noxfile.py guard     is it slower than the last release? [--base REV]
   python3 noxfile.py stress    the tests with the large budget for properties
+  python3 noxfile.py mutants   do the tests notice? [--module NAME] [--sample N]
 
 What follows the name goes to the session's program: noxfile.py demo /usr/share.
 Run like this, the file makes `.venv` beside itself, installs nox there and hands
@@ -212,3 +213,10 @@ def stress(session: nox.Session) -> None:
     install(session, "tests")
     large = {"TRIO_POOL_STRESS": "1"}
     session.run("python", "-m", "pytest", *session.posargs, env=large)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Break the core on purpose: [--module NAME] [--sample N] [--seed S] [--jobs N]."""
+    install(session, "mutants")
+    session.run("python", "tests/mutants", *session.posargs)
