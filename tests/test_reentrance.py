@@ -7,7 +7,7 @@ import math
 import sys
 import weakref
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar
 from types import SimpleNamespace
 
@@ -204,6 +204,34 @@ async def test_autoscaling_below_its_most_is_no_deadlock(autojump_clock):
             assert await pool.process("outer") == "inner"
 
 
+async def test_autoscaling_at_its_most_is_a_deadlock(autojump_clock):
+    async def handler(job):
+        return await pool.process("inner") if job == "outer" else job
+
+    scale = Autoscale(min=1, max=1, interval=1.0)
+    with trio.fail_after(20):
+        async with open_pool(1, handler, scale=scale) as pool:
+            with pytest.raises(WouldDeadlock):
+                await pool.process("outer")
+
+
+async def test_a_worker_that_was_asked_for_and_is_not_here_yet_is_no_deadlock(
+    autojump_clock,
+):
+    async def handler(job):
+        if job == "inner":
+            return job
+        # In another task, as the wait of this one would be over with the hiring.
+        nursery.start_soon(pool.resize, 2)
+        while pool.size == 1:
+            await trio.lowlevel.checkpoint()
+        return await pool.process("inner")
+
+    with trio.fail_after(20):
+        async with open_pool(1, handler) as pool, trio.open_nursery() as nursery:
+            assert await pool.process("outer") == "inner"
+
+
 async def test_priorities_too_large_for_a_float_keep_their_order_with_aging(
     autojump_clock,
 ):
@@ -374,6 +402,63 @@ async def test_a_wait_inside_a_job_does_not_outlast_the_last_worker_that_could_e
             assert await pool.process("next") == "next"
             await pool.join()
             ended(pool)
+
+
+@pytest.mark.parametrize("order", [("outer", "long"), ("long", "outer")])
+async def test_a_wait_for_room_inside_a_job_ends_with_the_last_worker_that_could_end_it(
+    order, autojump_clock
+):
+    async def handler(job):
+        if job == "outer":
+            try:
+                return await pool.process("inner")
+            except WouldDeadlock:
+                return "would deadlock"
+        if job == "long":
+            await trio.sleep(3)
+        return job
+
+    def first(idle):
+        return min(idle, key=lambda worker: worker.id)
+
+    with trio.fail_after(20):
+        async with open_pool(2, handler, max_backlog=1, choose=first) as pool:
+            replies = {job: pool.submit_nowait(job) for job in order}
+            replies["filler"] = pool.submit_nowait("filler")
+            await trio.sleep(0.5)
+            await pool.resize(1)
+            assert await replies["outer"].wait() in ("inner", "would deadlock")
+            assert await replies["filler"].wait() == "filler"
+
+
+@pytest.mark.parametrize("order", [("outer", "long"), ("long", "outer")])
+async def test_who_could_not_go_on_waiting_for_a_reply_is_not_woken_by_it_later(
+    order, autojump_clock
+):
+    async def wait_in_vain():
+        with suppress(WouldDeadlock):
+            await pool.submit_nowait("inner").wait()
+
+    async def handler(job):
+        if job == "outer":
+            # In a task that is gone when the inner job ends.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_in_vain)
+        if job == "long":
+            await trio.sleep(3)
+        return job
+
+    def first(idle):
+        return min(idle, key=lambda worker: worker.id)
+
+    with trio.fail_after(20):
+        async with open_pool(2, handler, choose=first) as pool:
+            replies = [pool.submit_nowait(job) for job in order]
+            await trio.sleep(0.5)
+            await pool.resize(1)
+            assert [await reply.wait() for reply in replies] == list(order)
+            await pool.join()
+            assert ended(pool) == {"done": 3}
 
 
 async def test_the_lease_of_a_crashed_worker_is_over_before_its_cleanup(

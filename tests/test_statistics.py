@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -280,6 +281,17 @@ async def test_the_times_of_workers_that_left_are_kept(
         assert after.run.count == 10
         await pool.resize(1)
         assert pool.statistics().run == before.run
+
+
+async def test_on_the_real_clock_one_worker_cannot_run_longer_than_the_pool() -> None:
+    began = time.perf_counter()
+    async with open_pool(1, obey) as pool:
+        for number in range(500):
+            await pool.process(number)
+        await pool.map(range(500))
+        run = pool.statistics().run
+    assert run.count == 1_000
+    assert 0 < run.mean * run.count < time.perf_counter() - began
 
 
 async def test_quick_jobs_of_workers_that_left_are_kept() -> None:
