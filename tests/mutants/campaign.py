@@ -16,7 +16,14 @@ from types import FunctionType
 from typing import Any
 
 import attrs
-from placing import Changes, Mutated, changed_functions, functions_of, put_in_place
+from placing import (
+    Changes,
+    Mutated,
+    changed_functions,
+    fits,
+    functions_of,
+    put_in_place,
+)
 from sessions import (
     BROKEN,
     LEFT_OUT,
@@ -75,7 +82,7 @@ class Campaign:
                 except SyntaxError:
                     continue
                 changes = changed_functions(module.compiled(path), new)
-                if changes is None:
+                if changes is None or not fits(changes, functions[path]):
                     slow.append((mutant, module))
                 elif changes:
                     call = partial(self._in_place, session, changes, functions[path])

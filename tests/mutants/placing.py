@@ -53,8 +53,6 @@ def changed_functions(old: CodeType, new: CodeType) -> Changes | None:
     for was, becomes in zip(_inner(old), _inner(new), strict=True):
         if was.co_flags & inspect.CO_NEWLOCALS and was.co_flags & inspect.CO_OPTIMIZED:
             if not _is_same(was, becomes):
-                if was.co_freevars != becomes.co_freevars:
-                    return None
                 changes |= _all_functions(was, becomes)
         else:
             found = changed_functions(was, becomes)
@@ -65,7 +63,7 @@ def changed_functions(old: CodeType, new: CodeType) -> Changes | None:
 
 
 def _all_functions(old: CodeType, new: CodeType) -> Changes:
-    changes = {(old.co_qualname, old.co_firstlineno): new}
+    changes = {_place(old): new}
     inner, others = _inner(old), _inner(new)
     if len(inner) == len(others):
         for was, becomes in zip(inner, others, strict=True):
@@ -103,13 +101,25 @@ def functions_of(root: Path) -> dict[str, list[FunctionType]]:
     return found
 
 
+def fits(changes: Changes, functions: list[FunctionType]) -> bool:
+    """Say whether functions can be given new code: each keeps the cells that it has."""
+    return all(
+        len(changes.get(_place(old), old).co_freevars) == len(old.co_freevars)
+        for old in (function.__code__ for function in functions)
+    )
+
+
+def _place(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
 def put_in_place(changes: Changes, functions: list[FunctionType]) -> int:
     """Give functions their new code; say how many have changed."""
     guarded = vars(sys.modules["trio._core._ki"])["_CODE_KI_PROTECTION_STATUS_WMAP"]
     replaced: dict[CodeType, CodeType] = {}
     for function in functions:
         old = function.__code__
-        new = changes.get((old.co_qualname, old.co_firstlineno))
+        new = changes.get(_place(old))
         if new is not None:
             # A copy for each, as what is known of them is known by identity.
             new = new.replace()

@@ -27,7 +27,8 @@ LEFT_OUT |= {"test_everything.py", "test_readme.py"}
 # Where else than in its own file the promises of a module are tested.
 TESTED_IN = {
     "_batch": ("streams", "reentrance"),
-    "_books": ("statistics",),
+    "_books": ("statistics", "streams"),
+    "_checks": ("config", "policy", "tasks", "guards"),
     "_current": ("around", "reentrance"),
     "_dispatch": ("pool", "timeouts", "retries", "order", "guarded", "reentrance"),
     "_events": ("public", "records", "hooks"),
