@@ -79,6 +79,13 @@ async def tracing() -> AsyncIterator[str]:
     yield "a tracer"
 
 
+def named_tracing(name: Any) -> Any:
+    """Make a plugin by a function, and give it a name as well."""
+    plugin: Any = tracing()
+    plugin.name = name
+    return plugin
+
+
 @contextmanager
 def sync_tracing() -> typing.Iterator[None]:
     yield
@@ -235,6 +242,9 @@ def test_choose_is_any_callable_such_as_random_choice() -> None:
         (Named(None), "Named"),
         (Named(7), "Named"),
         (tracing(), "tracing"),
+        (named_tracing("mine"), "mine"),
+        (named_tracing(7), "tracing"),
+        (named_tracing(""), "tracing"),
         (asynccontextmanager(functools.partial(tracing))(), None),
     ],
 )
@@ -243,6 +253,13 @@ def test_a_plugin_is_called_by_its_name_its_function_or_its_class(
 ) -> None:
     # A partial has no name of its own, so what it makes goes by its class.
     assert plugin_name(plugin) == (name or type(plugin).__name__)
+
+
+@pytest.mark.parametrize("half", ["__aenter__", "__aexit__"])
+def test_half_of_an_async_context_manager_is_no_plugin(half: str) -> None:
+    plugin = type("Half", (), {half: getattr(Metrics, half)})()
+    with pytest.raises(TypeError, match=r"^plugins must be .*async context managers"):
+        PoolConfig(plugins=(plugin,))
 
 
 def test_plugins_of_different_names_go_together() -> None:

@@ -213,6 +213,28 @@ def test_flush_empties_the_same_list_and_changes_no_figure():
     assert histogram.latency() == before
 
 
+def test_what_is_pending_stays_so_whatever_is_counted_meanwhile():
+    histogram = histogram_of([0.25, 1.5])
+    histogram.merge(histogram_of([4.0]))
+    assert histogram.latency().count == 3
+    histogram.add(2.0, 5)
+    assert histogram.latency().count == 8
+    histogram.flush()
+    assert histogram.latency().count == 8
+
+
+def test_many_times_of_one_cell_are_counted_in_one_step():
+    """Which is what makes counting a job cheap."""
+
+    def steps(number):
+        steps = []
+        histogram = histogram_of([1.0 + at / 2_000 for at in range(number)])
+        at_each_step(histogram.flush, lambda: steps.append(None))
+        return len(steps)
+
+    assert steps(200) == steps(2)
+
+
 def test_reading_leaves_the_pending_samples_pending():
     histogram = histogram_of([0.25, 1.5])
     assert histogram.latency() == histogram.latency()
