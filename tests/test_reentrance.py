@@ -363,6 +363,37 @@ async def wait_for_process(pool):
     return await pool.process("inner")
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [
+        wait_for_process,
+        wait_for_reply,
+        wait_for_map,
+        wait_for_settle,
+        wait_for_stream,
+        wait_for_lease,
+    ],
+)
+async def test_of_jobs_that_wait_for_each_other_the_last_to_wait_hears_of_it(
+    wait, autojump_clock
+):
+    async def handler(job):
+        if job == "outer":
+            return await wait(pool)
+        if job == "inner":
+            try:
+                return await pool.process("third")
+            except WouldDeadlock:
+                return "would deadlock"
+        return job
+
+    with trio.fail_after(20):
+        async with open_pool(2, handler) as pool:
+            assert await pool.process("outer") == "would deadlock"
+        async with open_pool(3, handler) as pool:
+            assert await pool.process("outer") == "third"
+
+
 @pytest.mark.parametrize("order", [("outer", "long"), ("long", "outer")])
 @pytest.mark.parametrize(
     "wait",

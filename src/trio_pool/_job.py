@@ -175,8 +175,9 @@ class Job:
         tasks = list(self.readers or ())
         if self.caller is not None:
             tasks.append(self.caller)
-        if self.batch is not None and self.batch.owner is not None:
-            tasks.append(self.batch.owner)
+        if self.batch is not None:
+            awaited = self.batch.owner, self.batch.sink.reader
+            tasks += [task for task in awaited if task is not None]
         return tasks
 
     def is_stuck(self, task: Task) -> bool:
