@@ -32,6 +32,7 @@ TESTED_IN = {
     "_current": ("around", "reentrance"),
     "_dispatch": ("pool", "timeouts", "retries", "order", "guarded", "reentrance"),
     "_events": ("public", "records", "hooks"),
+    "_job": ("cancellation", "cancellation_more", "pool"),
     "_lease": ("cancellation", "cancellation_more", "reentrance", "around"),
     "_many": ("streams", "errors", "cancellation"),
     "_nesting": ("reentrance",),
