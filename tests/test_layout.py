@@ -27,9 +27,11 @@ FLOORS = [
     {
         *("testing._scheduler", "testing._trials", "testing._schedules"),
         *("testing._checks", "testing._faults", "testing._hosted"),
+        *("testing._scripted",),
         *("testing._clock", "testing._loads", "testing._report", "testing._ledger"),
     },
     {"testing._witness", "testing._simulation"},
+    {"testing._inline", "testing._inline_runs"},
     {"testing._machine"},
     {"testing._stress"},
     {"testing"},

@@ -20,6 +20,8 @@ from ._faults import Faults as Faults
 from ._faults import InjectedCrash as InjectedCrash
 from ._faults import InjectedFault as InjectedFault
 from ._faults import Injection as Injection
+from ._inline import InlinePool as InlinePool
+from ._inline import InlineTaskPool as InlineTaskPool
 from ._loads import ArrivalModel as ArrivalModel
 from ._loads import Arrivals as Arrivals
 from ._loads import Bursts as Bursts
@@ -42,6 +44,8 @@ from ._schedules import cancel_at as cancel_at
 from ._schedules import cancel_everywhere as cancel_everywhere
 from ._schedules import explore_orders as explore_orders
 from ._schedules import run_in_order as run_in_order
+from ._scripted import ScriptedWorker as ScriptedWorker
+from ._scripted import Step as Step
 from ._simulation import JobOptions as JobOptions
 from ._simulation import SimulatedFailure as SimulatedFailure
 from ._simulation import simulate as simulate

@@ -35,11 +35,11 @@ class HostedRun:
     """Runs async functions one after the other in the same run, from sync code.
 
     Between two calls no task gets a turn and no time passes. It is trio's guest
-    mode without a host loop: we call each of its ticks ourselves. The clock
-    jumps as soon as all tasks wait, so a tick never has to wait for anything.
+    mode without a host loop: we call each of its ticks ourselves. The clock must
+    jump as soon as all tasks wait, so that a tick never waits for anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: MockClock) -> None:
         if trio.lowlevel.in_trio_run():
             raise RuntimeError(
                 "this needs a trio run of its own, and cannot have it within "
@@ -53,7 +53,7 @@ class HostedRun:
             self._main,
             run_sync_soon_threadsafe=self._ticks.append,
             done_callback=self._ended,
-            clock=MockClock(autojump_threshold=0),
+            clock=clock,
         )
         self._go_on(lambda: self._nursery is not None)
 

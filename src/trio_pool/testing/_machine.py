@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 from trio.lowlevel import checkpoint
+from trio.testing import MockClock
 
 from .. import (
     Hooks,
@@ -334,8 +335,9 @@ class PoolMachine(RuleBasedStateMachine):
         )
         log.addFilter(_is_news)
         self._stack.callback(log.removeFilter, _is_news)
-        self._stack.enter_context(seeded_scheduler(order))
-        self._hosted = HostedRun()
+        clock = MockClock(autojump_threshold=0)
+        self._stack.enter_context(seeded_scheduler(order, clock))
+        self._hosted = HostedRun(clock)
         self._stack.callback(self._hosted.close)
         self._block = _Block(ending)
         self._hosted.start(self._block.run, opening)
