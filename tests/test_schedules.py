@@ -142,6 +142,15 @@ def test_a_whole_pool_runs_the_same_in_the_same_order():
     assert run(1) == run(1) != run(2)
 
 
+def test_what_the_body_draws_follows_from_the_order():
+    async def draw():
+        return random.random()
+
+    first = run_in_order(draw, order=1)
+    random.random()
+    assert run_in_order(draw, order=1) == first != run_in_order(draw, order=2)
+
+
 def test_the_result_and_the_error_are_those_of_the_function():
     async def answer(a, b):
         return a + b
@@ -455,6 +464,8 @@ def test_a_moment_comes_only_in_its_block():
     # As the sleeper goes on; the system's own tasks rest.
     assert call_everywhere(body) == 1 + len(at)
     assert set(at) == {2.0}
+    with pytest.raises(ValueError, match="at step 0 nothing can happen"):
+        call_at(body, 0)
 
 
 def test_an_error_of_an_event_fails_the_schedule():
