@@ -1,7 +1,5 @@
 """Checks of a pool under test: its books, its rest, and what it told its hooks."""
 
-from __future__ import annotations
-
 import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, Self

@@ -1,7 +1,5 @@
 """Fault injection: handlers and workers that fail on purpose, and on record."""
 
-from __future__ import annotations
-
 import functools
 import math
 import random

@@ -1,7 +1,7 @@
 """What a simulation has found, and how it is read."""
 
 import math
-from array import array
+from collections.abc import Sequence
 from typing import Self, final
 
 import attrs
@@ -30,7 +30,7 @@ class Times:
     """The longest."""
 
     @classmethod
-    def of(cls, samples: "array[float]") -> Self:
+    def of(cls, samples: Sequence[float]) -> Self:
         """Sort and sum samples; their order does not matter."""
         if not samples:
             return cls(count=0, mean=0.0, p50=0.0, p95=0.0, p99=0.0, max=0.0)

@@ -1,7 +1,5 @@
 """A worker that plays prepared answers, and must be used up."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, final

@@ -54,6 +54,7 @@ class JobOptions(TypedDict, total=False):
     retry: Retry | None
 
 
+@final
 class SimulatedFailure(Exception):
     """How a job fails that was drawn to fail, by ``failures`` of `simulate`."""
 
