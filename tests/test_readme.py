@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.abc import Clock
 from trio.testing import MockClock
 
 import trio_pool
+import trio_pool.testing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,8 +73,10 @@ def test_each_program_prints_what_it_says(
     """Each on its own, on a clock that jumps over every sleep."""
 
     @functools.wraps(trio.run)
-    def run(*args: object, clock: Clock | None = None) -> object:
-        return real_run(*args, clock=clock or MockClock(autojump_threshold=0))
+    def run(
+        *args: object, clock: trio.abc.Clock | None = None, **how: object
+    ) -> object:
+        return real_run(*args, clock=clock or MockClock(autojump_threshold=0), **how)
 
     real_run = trio.run
     monkeypatch.setattr(trio, "run", run)
@@ -127,6 +129,23 @@ def test_its_commands_are_sessions_of_the_noxfile() -> None:
         assert command.split()[2] in sessions
 
 
+def test_the_stress_recipe_finds_a_bug_that_is_planted_in_it() -> None:
+    """Without its most important line, and shrunk to a program of few steps."""
+    (program,) = (text for _, text in blocks("python") if "stress_pool(" in text)
+    (line,) = (line for line in program.splitlines() if "answers.clear()" in line)
+    broken = program.replace(f"{line}\n", "")
+    with pytest.raises(
+        AssertionError, match=r"check\(\d, \d+\) returned False"
+    ) as found:
+        exec(compile(broken, ROOT / "README.md", "exec"), {"__name__": "__main__"})
+    notes = "\n".join(found.value.__notes__)
+    steps = re.findall(r"^(?:\w+ = )?state\.(\w+)\(", notes, re.MULTILINE)
+    assert steps[0] == "open"
+    assert steps[-1] == "teardown"
+    # Two jobs, what cuts the first one short, and perhaps some time between.
+    assert len(steps) - 2 <= 5, notes
+
+
 def test_every_file_that_it_names_exists() -> None:
     named = re.findall(r"\b(?:examples|benchmarks)/\w+\.py\b", README)
     assert {"examples/checksums.py", "benchmarks/compare.py"} <= set(named)
@@ -141,7 +160,8 @@ def test_the_options_and_errors_it_names_exist() -> None:
     words = set(re.findall(r"`(\w+)`", README))
     for word in words:
         if re.match(r"(Job|Pool|Worker|Backlog)[A-Z]\w+$", word):
-            assert hasattr(trio_pool, word), word
+            home = trio_pool.testing if hasattr(trio_pool.testing, word) else trio_pool
+            assert hasattr(home, word), word
     config = trio_pool.PoolConfig.from_env("X_", {"X_SIZE": "3", "X_NAME": "x"})
     for word in words:
         if word.isupper():
