@@ -814,6 +814,8 @@ class Worker:
             self.quick += quick + max(0, fresh - failed)
             if real:
                 self.quick_time += quick_time
+            # From the frame of a handler, which its error has, a way leads here.
+            del job, batch, sink, values, items
         return value
 
     def _watch_until(self, deadline: float) -> None:
