@@ -10,7 +10,7 @@
   python3 noxfile.py bench     compare with bare trio, and with what others use
   python3 noxfile.py acts      the same acts one by one, by pytest-benchmark
   python3 noxfile.py guard     is it slower than the last release? [--base REV]
-  python3 noxfile.py stress    the tests with the large budget for properties
+  python3 noxfile.py stress    the tests with the large budget, some for half an hour
   python3 noxfile.py mutants   do the tests notice? [--module NAME] [--sample N]
 
 What follows the name goes to the session's program: noxfile.py demo /usr/share.
@@ -209,10 +209,12 @@ def guard(session: nox.Session) -> None:
 
 @nox.session
 def stress(session: nox.Session) -> None:
-    """Run the tests with the large budget for generated programs."""
+    """Run the tests with the large budget; -s shows figures: -s tests/test_week.py."""
     install(session, "tests")
     large = {"TRIO_POOL_STRESS": "1"}
-    session.run("python", "-m", "pytest", *session.posargs, env=large)
+    # Some take half an hour, which is no hang.
+    patient = ["-o", "faulthandler_timeout=0"]
+    session.run("python", "-m", "pytest", *patient, *session.posargs, env=large)
 
 
 @nox.session

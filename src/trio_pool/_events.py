@@ -293,7 +293,7 @@ class WorkerSnapshot:
     restarts: int
     """How often it was set up again after a crash."""
     last_error: BaseException | None
-    """What killed it last."""
+    """What killed it last; kept, and what its traceback leads to, until the next."""
 
 
 @final
