@@ -460,6 +460,21 @@ async def crash_all(pool: Pool[Call, Thing]) -> None:
     assert pool.statistics().restarts == before + pool.size
 
 
+async def test_of_crashes_only_the_last_of_each_worker_is_kept(
+    no_collector: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """For `Pool.workers`; with its error goes what that leads to."""
+    traces: list[Traces] = []
+    async with open_any("handler", 3) as pool:
+        for _ in range(30):
+            traces.append(Traces())
+            await crashed(pool, traces[-1])
+            await trio.sleep(100)
+        kept = [trace for trace in traces if trace.alive]
+        assert 1 <= len(kept) <= pool.size
+        assert traces[-1] in kept
+
+
 # What only the garbage collector could free.
 
 
