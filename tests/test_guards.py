@@ -376,6 +376,16 @@ def test_a_failure_exactly_as_old_as_the_window_does_not_count() -> None:
     assert breaker.state == "open"
 
 
+def test_each_failure_grows_old_for_itself() -> None:
+    breaker = CircuitBreaker(failures=3, window=1.0)
+    for now in (0.25, 1.0, 1.5, 2.25):
+        fail(breaker, now)
+        assert breaker.state == "closed"
+    # By now that of 1.5 and that of 2.25 are the only ones, and here is the third.
+    fail(breaker, 2.375)
+    assert breaker.state == "open"
+
+
 def test_in_an_infinite_window_no_failure_grows_old() -> None:
     breaker = CircuitBreaker(failures=2, window=math.inf)
     fail(breaker, 0.0)
@@ -601,6 +611,16 @@ def test_a_retry_is_admitted_like_a_new_call() -> None:
     assert breaker.state == "closed"
 
 
+def test_a_probe_that_succeeded_keeps_its_place_while_others_are_out() -> None:
+    breaker = CircuitBreaker(failures=1, open_for=1.5, probes=2)
+    fail(breaker, 0.0)
+    succeed(breaker, 1.5)
+    assert breaker.reopens_in(1.5) == 0.0
+    admit(breaker, 1.5)
+    assert breaker.reopens_in(1.5) == 1.5
+    assert breaker.admit(1.5) is None
+
+
 def test_nobody_is_told_to_come_at_once_while_all_places_are_taken() -> None:
     breaker = opened()
     permit = admit(breaker, 8.0)
@@ -642,6 +662,22 @@ def test_statistics_say_what_happened() -> None:
     assert breaker.statistics() == half_open
     breaker.reset()
     assert breaker.statistics() == attrs.evolve(half_open, state="closed", probing=0)
+
+
+async def test_statistics_count_the_failures_within_the_window(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    breaker = CircuitBreaker(failures=5, window=2.0)
+    breaker.begin(trio.lowlevel.current_trio_token())
+    for _ in range(3):
+        await trio.sleep(0.75)
+        fail(breaker, trio.current_time())
+    assert breaker.statistics().failures == 3
+    await trio.sleep(0.5)
+    # That of 0.75 is exactly as old as the window.
+    assert breaker.statistics().failures == 2
+    await trio.sleep(1.5)
+    assert breaker.statistics().failures == 0
 
 
 async def test_what_is_read_in_a_run_is_of_its_present_time(

@@ -748,6 +748,12 @@ def test_it_shrinks_by_no_more_than_were_idle_all_the_time() -> None:
     assert follow(scaler, 8, [(0, 6), (0, 2), (0, 7)]) == [8, 8, 6]
 
 
+def test_what_was_idle_before_a_change_does_not_hold_back_the_next() -> None:
+    scaler = Scaler(Autoscale(min=0, max=8, step=5, down_after=1))
+    looks = [(0, 1), (0, 1), (0, 4), (0, 4)]
+    assert follow(scaler, 8, looks) == [8, 7, 7, 3]
+
+
 def test_a_look_that_is_late_counts_for_the_time_between() -> None:
     scaler = Scaler(Autoscale(down_after=10))
     assert scaler.decide(0.0, 3, *SPARE) == 3
