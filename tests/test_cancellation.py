@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import signal
 from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_pool import (
@@ -584,6 +587,57 @@ async def test_process_cancelled_while_its_worker_is_set_up_again(
         await kind.ask_the_facts(pool)
     assert gate.started == 0
     assert worker.setups == worker.cleanups == 2
+
+
+async def fail_when_cancelled():
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise OSError("cut off")
+
+
+async def fail_in_parts_when_cancelled():
+    """Leave by a group of an error and a `Cancelled`."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail_when_cancelled)
+        nursery.start_soon(trio.sleep_forever)
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("handler", [trio.sleep_forever, fail_in_parts_when_cancelled])
+@pytest.mark.parametrize("state", ["running", "queued"])
+def test_ctrl_c_leaves_process_when_the_handler_has_ended(kind, handler, state):
+    ended = []
+
+    async def main():
+        async with kind.open(1) as pool, trio.open_nursery() as nursery:
+            if state == "queued":
+                await pool.submit(functools.partial(trio.sleep, 1))
+
+            @trio.lowlevel.enable_ki_protection
+            async def interrupt():
+                await wait_all_tasks_blocked()
+                signal.raise_signal(signal.SIGINT)
+
+            async def job():
+                try:
+                    await handler()
+                finally:
+                    ended.append(trio.current_time())
+
+            nursery.start_soon(interrupt)
+            try:
+                await pool.process(job)
+            except KeyboardInterrupt:
+                assert len(ended) == (state == "running")
+                count = pool.statistics()
+                assert count.running == (state == "queued")
+                raise
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    (interrupt,) = caught.value.exceptions
+    assert isinstance(interrupt, KeyboardInterrupt)
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])
