@@ -614,6 +614,38 @@ async def test_other_code_gets_its_turn_at_a_busy_limiter(autojump_clock):
                 assert pool.statistics().running == 0
 
 
+async def test_a_token_that_was_waited_for_in_vain_goes_back_at_once(autojump_clock):
+    limiter = trio.CapacityLimiter(1)
+    async with open_pool(1, obey, limiter=limiter) as pool:
+        for turns in [0, 1, 2, 3] * 10:
+            limiter.acquire_on_behalf_of_nowait("other code")
+            reply = pool.submit_nowait("job")
+            await wait_all_tasks_blocked()
+            limiter.release_on_behalf_of("other code")
+            # The token is on its way to the worker, farther with each turn.
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            reply.cancel()
+            await wait_all_tasks_blocked()
+            assert limiter.borrowed_tokens == 0
+
+
+async def test_a_token_is_not_kept_for_a_worker_that_is_gone(autojump_clock):
+    limiter = trio.CapacityLimiter(2)
+    async with open_pool(2, Starts(5.0), limiter=limiter) as pool:
+        limiter.acquire_on_behalf_of_nowait("other code")
+        pool.submit_nowait("running")
+        pool.submit_nowait("queued")
+        await trio.sleep(1)
+        await pool.resize(1)
+        limiter.release_on_behalf_of("other code")
+        await wait_all_tasks_blocked()
+        # The one worker has its job, and none is there for the other.
+        assert limiter.borrowed_tokens == 1
+        await pool.join()
+        assert limiter.borrowed_tokens == 0
+
+
 async def test_two_pools_share_a_limiter_and_neither_starves(autojump_clock):
     limiter = trio.CapacityLimiter(2)
     running = most = 0
