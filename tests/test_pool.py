@@ -966,6 +966,7 @@ async def test_another_thread_is_refused_and_told_how() -> None:
             pool.pause,
             pool.resume,
             pool.cancel,
+            pending.cancel,
         ]
         for call in plain:
             with refused():

@@ -112,7 +112,7 @@ def parse_options(arguments: list[str]) -> Any:
         "--budget",
         type=float,
         default=12.0,
-        help="seconds of tests for one mutant, beyond those of the module's own file",
+        help="seconds of tests for a mutant; thrice as many of files about its module",
     )
     add("--results", help="append every result to this file, a JSON object a line")
     add("--again", help="only those that survived in the results of an earlier run")

@@ -148,8 +148,7 @@ class Campaign:
             is_own = test.startswith(own)
             turns[test] = (not kills[test], not is_own, rounds[function])
         order.sort(key=turns.__getitem__)
-        # As much again for other files as for its own.
-        left = {True: self._options.budget, False: self._options.budget}
+        left = {True: 3 * self._options.budget, False: self._options.budget}
         kept: list[str] = []
         for test in order:
             is_own, cost = test.startswith(own), seconds[test]
