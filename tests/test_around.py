@@ -427,6 +427,16 @@ async def test_current_job_tells_all_about_the_job(autojump_clock: MockClock) ->
         assert (job.timeout, job.deadline) == (1.5, 1.75)
 
 
+async def test_each_item_of_a_map_has_an_id_of_its_own() -> None:
+    async def look(item: int) -> int | str:
+        return current_job().id
+
+    async with open_pool(1, look) as pool:
+        ids = await pool.map(range(20))
+        assert len(set(ids)) == 20
+        assert len({*ids, *await pool.map(range(20))}) == 40
+
+
 async def test_on_the_real_clock_the_deadline_is_a_time_of_that_clock_too() -> None:
     async def look() -> tuple[float, float]:
         return trio.current_time(), current_job().deadline

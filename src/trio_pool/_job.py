@@ -238,11 +238,10 @@ class Job:
             del error, traceback
 
 
-def new_terms(retry: Retry | None, key: Hashable = None) -> Terms:
+def new_terms(retry: Retry | None) -> Terms:
     """Make terms; with an ``__init__`` this takes longer, as in `new_job`."""
     terms = Terms()
     terms.retry = retry
-    terms.key = key
     return terms
 
 
