@@ -705,6 +705,19 @@ async def test_a_nested_job_sees_the_deadline_of_the_job_around_it(
             assert await pool.process(True) == 10
 
 
+async def test_a_nested_job_sees_that_deadline_though_no_other_timer_is_set(
+    autojump_clock,
+):
+    async def handler(job):
+        if job == "look":
+            return current_job().deadline
+        await trio.sleep(1)
+        return await pool.process("look")
+
+    async with open_pool(2, handler, timeout=10) as pool:
+        assert await pool.process("nested") == 10
+
+
 async def test_a_context_that_a_handler_puts_in_its_place_hides_nothing():
     variable = ContextVar("variable", default=None)
 
