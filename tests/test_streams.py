@@ -1584,3 +1584,54 @@ async def test_maps_of_different_contexts_do_not_mix() -> None:
     async with open_pool(2, handler) as pool, trio.open_nursery() as nursery:
         for value in ("a", "b", "c"):
             nursery.start_soon(call, value)
+
+
+@pytest.mark.parametrize("items", [[1.0], (0.5, 0.5), range(1, 2)])
+@pytest.mark.parametrize("method", ["map", "settle", "stream"])
+async def test_a_batch_ends_with_its_last_item_though_the_pool_is_paused(
+    autojump_clock: MockClock, method: str, items: Any
+) -> None:
+    """No worker looks for another item then, and none is needed to know."""
+
+    async def work(seconds: float) -> float:
+        await trio.sleep(seconds)
+        return seconds
+
+    async def consume() -> None:
+        if method == "stream":
+            async with pool.stream(items) as results:
+                assert [result async for result in results] == list(items)
+        elif method == "map":
+            assert await pool.map(items) == list(items)
+        else:
+            assert len(await pool.settle(items)) == len(items)
+        ended.append(trio.current_time() - start)
+
+    ended: list[float] = []
+    async with open_pool(1, work) as pool:
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume)
+            await trio.sleep(0.75)
+            pool.pause()
+            await trio.sleep(8)
+            pool.resume()
+    assert ended == [1.0]
+
+
+async def test_a_batch_whose_last_item_crashes_does_not_wait_for_the_next_worker(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(seconds: float) -> None:
+        await trio.sleep(seconds)
+        raise SystemExit
+
+    patient = Restart(5, backoff=lambda _: 8.0)
+    async with open_pool(1, work, restart=patient) as pool:
+        # The first restart comes at once.
+        await pool.settle([1.0])
+        start = trio.current_time()
+        (settled,) = await pool.settle([1.0])
+        assert trio.current_time() - start == 1.0
+    assert isinstance(settled.outcome, outcome.Error)
+    assert isinstance(settled.outcome.error, WorkerCrashed)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from functools import partial
 from itertools import repeat
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
 
 import trio
@@ -94,6 +95,7 @@ class Batch:
 
     __slots__ = (
         "_feeding",
+        "_items",
         "_queue",
         "_raise_cancel",
         "_spent",
@@ -176,6 +178,8 @@ class Batch:
         """Where items come from, with their indices; None if they are fed."""
         self.plain = False
         """Nobody's code runs as an item is taken."""
+        self._items: Iterator[Any] | None = None
+        """What is pulled from, if that can be asked how much is left."""
         self._turn: set[Worker] = set()
         self._spent = False
         self._queue: deque[Any] = deque()
@@ -189,7 +193,9 @@ class Batch:
     def open(self, iterator: Iterator[Any]) -> None:
         """Let workers pull from a plain iterator."""
         self.plain = type(iterator) in _PLAIN
-        if not self.plain:
+        if self.plain:
+            self._items = iterator
+        else:
             # In a context of its own: what it sets is no job's business.
             run = self.context.copy().run
             asked = partial(run, _advance)  # type: ignore[call-arg]
@@ -322,8 +328,12 @@ class Batch:
         else:
             job.input = job.value = None
             job.forget_error()
-        if not self.live and self.exhausted:
-            self._end()
+        if not self.live:
+            if self.exhausted:
+                self._end()
+            elif self._items is not None and not length_hint(self._items):
+                # There may be no worker now to find out: crashed, or paused.
+                self._run_out()
 
     def look(self) -> None:
         """Get in line if there is something to pull."""
@@ -340,7 +350,7 @@ class Batch:
         self.exhausted = True
         self.hungry = False
         self._queue.clear()
-        self.source = None
+        self.source = self._items = None
         if self.feeder is not None:
             self._wake_feeder()
         if not self.live:
