@@ -191,7 +191,11 @@ class _Handle:
         self._supervisor.cancel()
 
     def statistics(self) -> PoolStatistics:
-        """Count everything; exact, cheap, and legal from any thread."""
+        """Count everything: cheap, and legal from any thread.
+
+        Exact in the pool's own thread. To another thread the states of all jobs
+        sum up to ``accepted`` too, but single counts may be a step old.
+        """
         return self._supervisor.statistics()
 
     def workers(self) -> tuple[WorkerSnapshot, ...]:
