@@ -227,7 +227,7 @@ class Hooks:
 @final
 @attrs.frozen(kw_only=True)
 class PoolStatistics:
-    """Counts of one moment, exact, and the times of jobs so far.
+    """Counts of one moment, and the times of jobs so far.
 
     ``accepted == delayed + queued + running + done + failed + timed_out +
     cancelled + expired + dropped + lost``, always.
