@@ -614,6 +614,17 @@ async def test_other_code_gets_its_turn_at_a_busy_limiter(autojump_clock):
                 assert pool.statistics().running == 0
 
 
+async def test_an_id_that_was_refused_by_an_open_circuit_is_free(autojump_clock):
+    breaker = CircuitBreaker(failures=1, open_for=2.0)
+    async with open_pool(1, obey, breaker=breaker) as pool:
+        with pytest.raises(OSError):
+            await pool.process("fail")
+        with pytest.raises(CircuitOpen):
+            pool.submit_nowait("job", id="mine")
+        await trio.sleep(2)
+        assert await pool.submit_nowait("job", id="mine").wait() == "job"
+
+
 async def test_a_token_that_was_waited_for_in_vain_goes_back_at_once(autojump_clock):
     limiter = trio.CapacityLimiter(1)
     async with open_pool(1, obey, limiter=limiter) as pool:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 
 import pytest
+import tenacity
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -223,6 +224,46 @@ async def test_a_wait_of_nothing_is_no_attempt_too_few(autojump_clock):
         retry = Retry(math.inf, lambda _: 0)
         assert await pool.process(script, retry=retry) == "at last"
     assert script.starts == [0] * 21
+
+
+async def test_a_stop_of_tenacity_hears_the_seconds_since_the_first_start(
+    autojump_clock,
+):
+    starts = []
+
+    async def handler(_):
+        starts.append(trio.current_time())
+        raise Failure
+
+    retry = Retry(tenacity.stop_after_delay(1.5), lambda _: 0.5)
+    await trio.sleep(5)
+    async with open_pool(1, handler, retry=retry) as pool:
+        with pytest.raises(Failure):
+            await pool.process(None)
+    assert starts == [5.0, 5.5, 6.0, 6.5]
+
+
+async def test_retries_beyond_the_bound_leave_a_worker_to_a_job_that_cannot_pass_it(
+    autojump_clock,
+):
+    failed = set()
+
+    async def handler(job):
+        if job != "quick" and job not in failed:
+            failed.add(job)
+            raise Failure
+        return job
+
+    retry = Retry(2, lambda _: 5.0)
+    async with open_pool(2, handler, max_backlog=1, retry=retry) as pool:
+        replies = [pool.submit_nowait(number) for number in range(2)]
+        await trio.sleep(1)
+        assert pool.statistics().delayed == 2
+        # One more that fails would be as many as the workers, and that is allowed.
+        assert await pool.process("quick") == "quick"
+        assert trio.current_time() == 1
+        assert [await reply.wait() for reply in replies] == [0, 1]
+        assert trio.current_time() == 5
 
 
 async def test_the_waiting_job_holds_no_worker(autojump_clock):
