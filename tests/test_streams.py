@@ -26,6 +26,7 @@ from trio_pool import (
     PoolBroken,
     PoolClosed,
     Restart,
+    Retry,
     Settled,
     WorkerCrashed,
     current_job,
@@ -1635,3 +1636,43 @@ async def test_a_batch_whose_last_item_crashes_does_not_wait_for_the_next_worker
         assert trio.current_time() - start == 1.0
     assert isinstance(settled.outcome, outcome.Error)
     assert isinstance(settled.outcome.error, WorkerCrashed)
+@pytest.mark.parametrize("way", ["map", "settle", "stream"])
+async def test_an_iterator_that_has_ended_is_not_asked_again_by_its_worker(
+    way: str,
+) -> None:
+    """Some have more to give when they are asked once more, or fail."""
+    asked = 0
+
+    class Source:
+        def __iter__(self) -> Source:
+            return self
+
+        def __next__(self) -> int:
+            nonlocal asked
+            asked += 1
+            if asked > 5:
+                raise StopIteration
+            return asked
+
+    async def double(number: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return 2 * number
+
+    async with open_pool(1, double) as pool:
+        if way == "stream":
+            async with pool.stream(Source()) as results:
+                assert [result async for result in results] == [2, 4, 6, 8, 10]
+        else:
+            found = await getattr(pool, way)(Source())
+            assert len(found) == 5
+    assert asked == 6
+
+
+@pytest.mark.parametrize("retry", [None, Retry(2)])
+async def test_the_items_of_a_map_have_its_priority(retry: Retry | None) -> None:
+    async def look(item: int) -> int:
+        return current_job().priority
+
+    async with open_pool(2, look) as pool:
+        assert await pool.map([1, 2, 3], priority=7, retry=retry) == [7] * 3
+        assert await pool.map([1, 2, 3], retry=retry) == [0] * 3
