@@ -292,6 +292,18 @@ async def test_keyboard_interrupt_goes_straight_through() -> None:
     assert balanced(count)
 
 
+async def test_keyboard_interrupt_out_of_a_group_goes_straight_through_too() -> None:
+    """As it comes out of a nursery of the handler, beside other errors."""
+    error = KeyboardInterrupt()
+    inner = BaseExceptionGroup("inner", [ValueError(), error])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        async with open_pool(2, obey) as pool:
+            reply = await pool.submit(BaseExceptionGroup("outer", [OSError(), inner]))
+            await trio.sleep_forever()
+    assert caught.value is error
+    assert reply.state is JobState.LOST
+
+
 async def test_keyboard_interrupt_leaves_the_block_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
