@@ -1894,3 +1894,29 @@ async def test_the_job_of_a_lease_tells_hooks_like_any_other() -> None:
     async with open_pool(1, obey, hooks=[told]) as pool, pool.lease() as worker:
         await worker.process(1)
     assert told.kinds == ["job_queue", "job_start", "job_complete"]
+
+
+async def test_a_worker_that_is_busy_by_the_time_it_should_go_stays_and_is_counted(
+    autojump_clock: MockClock,
+) -> None:
+    class Refill(Hooks):
+        """Gives every worker a job as soon as there are to be fewer."""
+
+        def on_resize(self, event: PoolResized) -> None:
+            sizes.append(event.new)
+            if event.new < event.old and len(sizes) < 3:
+                for _ in range(2):
+                    pool.submit_nowait(5.0)
+            elif len(sizes) == 3:
+                corrected.set()
+
+    sizes: list[int] = []
+    corrected = trio.Event()
+    scale = Autoscale(min=1, max=2, interval=1.0, down_after=1.0)
+    async with open_pool(1, obey, scale=scale, hooks=[Refill()]) as pool:
+        for _ in range(2):
+            pool.submit_nowait(2.0)
+        with trio.fail_after(20):
+            await corrected.wait()
+        assert sizes == [2, 1, 2]
+        assert pool.size == len(pool.workers()) == pool.statistics().busy == 2

@@ -967,6 +967,8 @@ async def test_another_thread_is_refused_and_told_how() -> None:
             pool.resume,
             pool.cancel,
             pending.cancel,
+            # Without any loop at all.
+            lambda: pool.process(1).send(None),
         ]
         for call in plain:
             with refused():
