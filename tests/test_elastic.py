@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -1738,6 +1739,53 @@ async def test_a_lease_left_while_another_task_runs_a_job_in_it(
             assert trio.current_time() == 1.5
         assert results == [1.5]
         await check_free(pool)
+
+
+@pytest.mark.parametrize("chance", range(10))
+async def test_a_leased_job_goes_to_its_worker_or_to_none(chance: int) -> None:
+    """Given in the tick in which the worker dies; trio shuffles who is first."""
+    dying = trio.Event()
+    number = iter(range(1_000))
+
+    @asynccontextmanager
+    async def numbered() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        own = next(number)
+
+        async def tell(job: Any) -> int:
+            return own
+
+        async def watch() -> None:
+            await dying.wait()
+            raise Broken
+
+        async with trio.open_nursery() as nursery:
+            if not own:
+                nursery.start_soon(watch)
+            yield tell
+            nursery.cancel_scope.cancel()
+
+    async with open_pool(1, worker=numbered) as pool:
+        async with pool.lease() as worker:
+            assert await worker.process("job") == 0
+            dying.set()
+            with suppress(WorkerCrashed):
+                assert await worker.process("job") == 0
+        assert await pool.process("job") == 1
+        assert balanced(pool.statistics())
+
+
+async def test_a_lease_that_is_over_is_not_kept() -> None:
+    def leases() -> int:
+        gc.collect()
+        return sum(type(one).__name__ == "Lease" for one in gc.get_objects())
+
+    async with open_pool(2, obey) as pool:
+        before = leases()
+        for _ in range(10):
+            async with pool.lease() as worker:
+                await worker.process(1)
+        del worker
+        assert leases() <= before + 1
 
 
 async def test_many_leases_one_after_the_other_leave_nothing_behind() -> None:

@@ -1676,3 +1676,17 @@ async def test_the_items_of_a_map_have_its_priority(retry: Retry | None) -> None
     async with open_pool(2, look) as pool:
         assert await pool.map([1, 2, 3], priority=7, retry=retry) == [7] * 3
         assert await pool.map([1, 2, 3], retry=retry) == [0] * 3
+
+
+async def test_the_name_of_a_long_item_is_cut() -> None:
+    async def fail(item: str) -> None:
+        raise ValueError(item)
+
+    async with open_pool(1, fail) as pool:
+        with pytest.raises(ExceptionGroup) as caught:
+            await pool.map(["x" * 1_000])
+    (error,) = caught.value.exceptions
+    (note,) = error.__notes__
+    assert note.startswith("trio_pool: item 0: 'xxx")
+    assert note.endswith("xxx...")
+    assert len(note) < 250
