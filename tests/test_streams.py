@@ -1690,3 +1690,35 @@ async def test_the_name_of_a_long_item_is_cut() -> None:
     assert note.startswith("trio_pool: item 0: 'xxx")
     assert note.endswith("xxx...")
     assert len(note) < 250
+
+
+@pytest.mark.parametrize("way", ["map", "settle", "stream"])
+async def test_an_async_generator_that_is_called_off_is_closed_before_the_call_returns(
+    way: str, autojump_clock: MockClock
+) -> None:
+    log: list[str] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            for number in itertools.count():
+                yield number
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.5)
+            log.append("closed")
+
+    async def work(number: int) -> int:
+        await trio.sleep(1)
+        return number
+
+    async with open_pool(2, work) as pool:
+        with trio.move_on_after(2.5):
+            if way == "stream":
+                async with pool.stream(numbers()) as results:
+                    async for _ in results:
+                        pass
+            else:
+                await getattr(pool, way)(numbers())
+        log.append("returned")
+        assert await pool.process(1) == 1
+    assert log == ["closed", "returned"]

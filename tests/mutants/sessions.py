@@ -27,7 +27,7 @@ LEFT_OUT |= {"test_everything.py", "test_readme.py"}
 # Where else than in its own file the promises of a module are tested.
 TESTED_IN = {
     "_batch": ("streams", "reentrance"),
-    "_books": ("statistics", "streams"),
+    "_books": ("statistics", "pool"),
     "_checks": ("config", "policy", "tasks", "guards"),
     "_current": ("around", "reentrance"),
     "_dispatch": ("pool", "timeouts", "retries", "order", "guarded", "reentrance"),
