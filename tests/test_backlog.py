@@ -782,6 +782,29 @@ def test_a_job_that_is_put_back_is_the_first_of_its_priority():
     assert take_all(line) == [first, last, low]
 
 
+def test_what_was_known_of_a_priority_before_jobs_were_put_back_is_forgotten():
+    line = Line(aging=1.0)
+    first, second, third, fourth = (
+        make_job(n, 1, queued_at=float(n)) for n in range(4)
+    )
+    last = make_job(9, 0, queued_at=9.0)
+    fill(line, first, second, third, fourth, last)
+    assert [line.pop(), line.pop(), line.pop()] == [first, second, third]
+    for job in (third, second, first):
+        line.push_front(job)
+    assert take_all(line) == [first, second, third, fourth, last]
+
+
+def test_with_aging_one_that_is_put_back_is_before_younger_ones_of_any_priority():
+    line = Line(aging=1.0)
+    old, young = make_job(0, 0, queued_at=0.0), make_job(1, 0, queued_at=10.0)
+    urgent = [make_job(n, 1, queued_at=float(n)) for n in (5, 6)]
+    fill(line, old, young, *urgent)
+    assert [line.pop(), line.pop()] == [old, urgent[0]]
+    line.push_front(old)
+    assert take_all(line) == [old, urgent[1], young]
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_leaving_is_said_once_wherever_the_job_was(held):
     line = Line()
