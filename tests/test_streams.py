@@ -1636,6 +1636,8 @@ async def test_a_batch_whose_last_item_crashes_does_not_wait_for_the_next_worker
         assert trio.current_time() - start == 1.0
     assert isinstance(settled.outcome, outcome.Error)
     assert isinstance(settled.outcome.error, WorkerCrashed)
+
+
 @pytest.mark.parametrize("way", ["map", "settle", "stream"])
 async def test_an_iterator_that_has_ended_is_not_asked_again_by_its_worker(
     way: str,

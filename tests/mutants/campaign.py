@@ -35,7 +35,7 @@ from sessions import (
     say,
     tests_for,
 )
-from sources import PACKAGE, Module, Mutant, path_of
+from sources import PACKAGE, ROOT, Module, Mutant, path_of
 
 # Seconds of all tests of a mutant.
 LIMIT = 180.0
@@ -43,8 +43,8 @@ LIMIT = 180.0
 # A test that has killed more than so many is tried on each.
 _MANY = 3
 
-# Modules of the tests that tests import.
-TEST_MODULES = {"strategies", "conftest"}
+TEST_MODULES = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+TEST_MODULES -= {path.stem for path in Path(__file__).parent.glob("*.py")}
 
 
 @attrs.define
@@ -114,7 +114,7 @@ class Campaign:
     def _anew(self, run: Run, tests: list[str]) -> int:
         for name in tuple(sys.modules):
             house = name.partition(".")[0]
-            if house == PACKAGE or house.startswith("test_") or house in TEST_MODULES:
+            if house == PACKAGE or house in TEST_MODULES:
                 del sys.modules[name]
         sys.meta_path.insert(0, Mutated(run.mutant, self._root))
         # File by file, as what is dear here is to import them.
