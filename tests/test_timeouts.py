@@ -48,6 +48,23 @@ async def test_a_job_that_runs_longer_than_the_pools_timeout_is_cancelled(
         assert (count.timed_out, count.done, count.restarts) == (1, 1, 0)
 
 
+async def test_the_time_in_which_a_worker_gets_ready_is_no_part_of_a_jobs_timeout(
+    autojump_clock,
+):
+    class Prepared:
+        async def ready(self):
+            await trio.sleep(5)
+
+        async def __call__(self, seconds):
+            await trio.sleep(seconds)
+            return seconds
+
+    async with open_pool(1, Prepared(), timeout=1.5) as pool:
+        assert await pool.map([1.25, 1.25]) == [1.25, 1.25]
+        assert await pool.process(1.25) == 1.25
+        assert pool.statistics().run.max == 1.25
+
+
 async def test_the_facts_of_a_timeout(autojump_clock):
     async with open_pool(1, sleep, timeout=1.5) as pool:
         reply = await pool.submit(10)

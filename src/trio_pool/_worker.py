@@ -491,6 +491,8 @@ class Worker:
                     await self._get_ready(self._ready)
                     if self.heed:
                         return None
+                    # What it has waited is no part of the job's time.
+                    now = stamp()
                 job = dispatch.next_job(self, now)
                 if self.job is not job:
                     # A hook that heard of it has had it withdrawn.
