@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
-from typing import NoReturn, TypeVar, TypeVarTuple, Unpack, final
+from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack, final
 
 import trio
 from outcome import Error, Outcome, Value
@@ -15,18 +14,18 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-FOR_EVER = 1_000_000.0
+FOR_EVER = 20_000.0
 """Seconds of virtual time after which what has not ended is taken to hang."""
 
-# Steps of trio's loop in one request, after which something goes round and
-# round without any time passing.
-_ROUNDS = 1_000_000
+# Steps of trio's loop after which something goes round and round, if no time has
+# passed meanwhile.
+_ROUNDS = 5_000
 
 # And after which a run that was cancelled is not going to end by itself.
-_PATIENCE = 20_000
+_PATIENCE = 300
 
 
-class _Abandoned(BaseException):
+class Abandoned(BaseException):
     """Ends tasks that no cancellation ends."""
 
 
@@ -45,10 +44,12 @@ class HostedRun:
                 "this needs a trio run of its own, and cannot have it within "
                 "another: call it from a plain function, not from an async one"
             )
+        self._clock = clock
         self._ticks: deque[Callable[[], object]] = deque()
         self._end: Outcome[None] | None = None
         self._nursery: trio.Nursery | None = None
         self._own: trio.lowlevel.Task | None = None
+        self._usual: set[trio.lowlevel.Task] = set()
         trio.lowlevel.start_guest_run(
             self._main,
             run_sync_soon_threadsafe=self._ticks.append,
@@ -60,6 +61,7 @@ class HostedRun:
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
             self._own = trio.lowlevel.current_task()
+            self._usual = {*_below(_root_of(self._own))}
             self._nursery = nursery
             await trio.sleep_forever()
 
@@ -69,13 +71,17 @@ class HostedRun:
     def _go_on(self, enough: Callable[[], object]) -> None:
         """Let tasks run until this is so, or the run has ended."""
         rounds = 0
+        since = None
         while not enough() and self._end is None:
-            if rounds == _ROUNDS:
-                raise AssertionError(
-                    f"after {rounds:,} rounds of trio's loop something still goes on "
-                    "and on at one moment of virtual time"
-                )
             rounds += 1
+            if rounds % _ROUNDS == 0:
+                now = self._clock.current_time()
+                if now == since:
+                    raise AssertionError(
+                        f"after {_ROUNDS:,} rounds of trio's loop something still "
+                        "goes on and on at one moment of virtual time"
+                    )
+                since = now
             self._ticks.popleft()()
 
     def start(
@@ -115,13 +121,9 @@ class HostedRun:
 
     def tasks(self) -> list[trio.lowlevel.Task]:
         """Return all tasks there are, but for trio's own and that of this run."""
-        found: list[trio.lowlevel.Task] = []
-        todo = [self._own] if self._own is not None and self._end is None else []
-        while todo:
-            for nursery in todo.pop().child_nurseries:
-                found += nursery.child_tasks
-                todo += nursery.child_tasks
-        return found
+        if self._own is None or self._end is not None:
+            return []
+        return [task for task in _below(_root_of(self._own)) if task not in self._usual]
 
     def close(self) -> None:
         """End the run: by cancelling it and, where that does not help, by force."""
@@ -139,9 +141,14 @@ class HostedRun:
         """Raise in all tasks that wait for no child: a shield does not stop this."""
         for task in self.tasks():
             if not any(nursery.child_tasks for nursery in task.child_nurseries):
-                # One that has its turn already may not be given another.
-                with suppress(AssertionError):
-                    trio.lowlevel.reschedule(task, Error(_Abandoned()))
+                try:
+                    trio.lowlevel.reschedule(task, Error(Abandoned()))
+                except AssertionError:
+                    # It has its turn already, as one that swallows each
+                    # cancellation has all the time: change what it will hear.
+                    insides: Any = task
+                    insides._next_send_fn = task.coro.throw  # noqa: SLF001
+                    insides._next_send = Abandoned()  # noqa: SLF001
 
     def _raise_end(self) -> NoReturn:
         if isinstance(self._end, Error):
@@ -151,6 +158,19 @@ class HostedRun:
                 error = error.exceptions[0]
             raise error
         raise RuntimeError("the run has ended")
+
+
+def _root_of(task: trio.lowlevel.Task) -> trio.lowlevel.Task:
+    while task.parent_nursery is not None:
+        task = task.parent_nursery.parent_task
+    return task
+
+
+def _below(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield child
+            yield from _below(child)
 
 
 def _is_spent(patience: Iterator[int]) -> bool:

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from inspect import iscoroutinefunction
@@ -44,8 +44,8 @@ from .. import (
 )
 from .._events import log
 from ._checks import assert_books_balance
-from ._faults import Fault, Faults, InjectedCrash, InjectedFault
-from ._hosted import HostedRun
+from ._faults import Fault, InjectedCrash, InjectedFault
+from ._hosted import Abandoned, HostedRun
 from ._scheduler import seeded_scheduler
 from ._witness import Ticket, Witness, leaves
 
@@ -54,8 +54,8 @@ U = TypeVar("U")
 Args = TypeVarTuple("Args")
 Options = Mapping[str, Any]
 
-# Seconds that jobs get at the end; those that hang are cancelled after it.
-_PATIENCE = 10_000.0
+# Seconds that jobs get at the end, after which those that still run are cancelled.
+_PATIENCE = [10.0, 1_000.0]
 
 # What is drawn. What comes first is the simplest, to which a program shrinks.
 
@@ -133,6 +133,18 @@ class _Call:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     reply: Reply[Any] | None = None
     over: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether some job of it runs."""
+        return any(ticket.runs for ticket in self.tickets)
+
+    def cancel(self) -> None:
+        """Cancel the call, or the job that it left behind."""
+        if self.reply is not None:
+            self.reply.cancel()
+        else:
+            self.scope.cancel()
 
     def __repr__(self) -> str:
         return f"{self.method}({', '.join(map(repr, self.tickets))})"
@@ -236,6 +248,8 @@ class PoolMachine(RuleBasedStateMachine):
         self._block: _Block | None = None
         self._fates: _Fates | None = None
         self._calls: dict[_Call, None] = {}
+        self._chosen: dict[str, Any] = {}
+        self._most = 0
         self._paused = False
         self._closed = False
         self._late_calls = 0
@@ -313,7 +327,7 @@ class PoolMachine(RuleBasedStateMachine):
                 f"{type(self).__name__} must have either a handler or a worker, got "
                 f"{self.handler!r} and {self.worker!r}"
             )
-        chosen: dict[str, Any] = {
+        chosen = self._chosen = {
             "restart": Restart(math.inf),
             "unobserved": "ignore",
             **options,
@@ -333,6 +347,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._tells_all = not any(
             map(chosen.get, ("rate", "limiter", "breaker", "scale", "choose"))
         )
+        self._most = size
         log.addFilter(_is_news)
         self._stack.callback(log.removeFilter, _is_news)
         clock = MockClock(autojump_threshold=0)
@@ -365,12 +380,13 @@ class PoolMachine(RuleBasedStateMachine):
         sleep: float,
     ) -> _Call:
         """Have a task wait for a job, perhaps not longer than some seconds."""
-        ticket = _ticket(job_input, fault, options.get("key"))
+        ticket = self._ticket(job_input, fault, options)
         call = _Call("process", [ticket])
 
         async def act() -> None:
             if deadline is not None:
                 call.scope.deadline = trio.current_time() + deadline
+            self._witness.give_in(ticket)
             end = await outcome.acapture(self.pool.process, ticket, **options)
             self._judge(ticket, end)
 
@@ -394,10 +410,11 @@ class PoolMachine(RuleBasedStateMachine):
         sleep: float,
     ) -> _Call:
         """Have a task give in a job, and wait for room or not."""
-        ticket = _ticket(job_input, fault, options.get("key"))
+        ticket = self._ticket(job_input, fault, options)
         call = _Call("submit" if wait else "submit_nowait", [ticket])
 
         async def act() -> None:
+            self._witness.give_in(ticket)
             try:
                 if wait:
                     call.reply = await self.pool.submit(ticket, **options)
@@ -429,7 +446,7 @@ class PoolMachine(RuleBasedStateMachine):
         sleep: float,
     ) -> _Call:
         """Have a task give in several jobs at once, and wait for all results."""
-        tickets = [_ticket(*each) for each in job_inputs]
+        tickets = [self._ticket(*each, options) for each in job_inputs]
 
         async def act() -> None:
             try:
@@ -449,7 +466,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def lease(self, job_inputs: list[tuple[Any, Fault | None]], sleep: float) -> _Call:
         """Have a task take a worker for several jobs in a row."""
-        tickets = [_ticket(*each) for each in job_inputs]
+        tickets = [self._ticket(*each, {}) for each in job_inputs]
 
         async def act() -> None:
             try:
@@ -467,19 +484,20 @@ class PoolMachine(RuleBasedStateMachine):
         """Cancel a call, or the job that it left behind."""
         self.counts["cancellations"] += not call.over
 
-        async def act() -> None:
-            if call.reply is not None:
-                call.reply.cancel()
-            else:
-                call.scope.cancel()
-
-        self.begin(act)
+        self.begin(_as_async(call.cancel))
 
     @rule(size=_of_machine("sizes"))
     def resize(self, size: int) -> None:
         """Want another number of workers."""
         self.counts["resizes"] += 1
-        self._control(self.pool.resize, size)
+        self._most = max(self._most, size)
+
+        async def act() -> None:
+            await self.pool.resize(size)
+            if self.pool.size == size:
+                self._claim_size_is_reached()
+
+        self._control(act)
 
     @precondition(lambda self: not self._paused)
     @rule()
@@ -531,6 +549,16 @@ class PoolMachine(RuleBasedStateMachine):
         self._held = 1
 
     # What tasks do.
+
+    def _ticket(self, job_input: Any, fault: Fault | None, options: Options) -> Ticket:
+        return Ticket(
+            job_input,
+            fault,
+            key=options.get("key"),
+            timeout=options.get("timeout", self._chosen.get("timeout", math.inf)),
+            delay=options.get("delay", 0.0),
+            ttl=options.get("ttl", math.inf),
+        )
 
     async def _set_paused(self, paused: bool) -> None:
         self._paused = paused
@@ -632,9 +660,19 @@ class PoolMachine(RuleBasedStateMachine):
     # What must hold after each step.
 
     def _may_run(self) -> float:
-        """How many jobs may run at this moment: shrinking interrupts none."""
-        count = self.pool.statistics()
-        return max(count.size, count.workers)
+        """How many jobs may run once another has started."""
+        if "scale" in self._chosen or any(
+            call.method == "lease" and not call.over for call in self._calls
+        ):
+            # A lease that began before goes on, however small the pool is now.
+            return math.inf
+        return max(self.pool.size, self._most)
+
+    def _claim_size_is_reached(self) -> None:
+        there, size = len(self.pool.workers()), self.pool.size
+        self._witness.claim(
+            there == size, f"resize({size}) has returned, but there are {there} workers"
+        )
 
     def _go_on(self) -> None:
         """Give tasks their turns, unless the next step is to come in the same one."""
@@ -643,6 +681,8 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self._host().calm()
             self._claim_no_worker_is_idle_in_vain()
+            # What was handed over before the pool shrank has begun by now.
+            self._most = self.pool.size
         self._check()
 
     def _check(self) -> None:
@@ -651,7 +691,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _claim_no_worker_is_idle_in_vain(self) -> None:
         count = self.pool.statistics()
-        if not count.queued or self._paused or not self._tells_all:
+        is_told = self._tells_all and not self._witness.asks_ready
+        if not count.queued or self._paused or not is_told:
             return
         for call in self._calls:
             keyed = any(ticket.key is not None for ticket in call.tickets)
@@ -687,8 +728,7 @@ class PoolMachine(RuleBasedStateMachine):
         hosted.calm()
         self._raise_trouble()
         if block.ending == "leave":
-            # Jobs that hang are cancelled at last.
-            hosted.run(self.pool.shutdown, _PATIENCE)
+            self._finish(hosted)
         block.closing.set()
         hosted.run(block.left.wait)
         hosted.calm()
@@ -707,11 +747,47 @@ class PoolMachine(RuleBasedStateMachine):
         self._check_fates()
         self.check_end()
 
+    def _finish(self, hosted: HostedRun) -> None:
+        """Have all jobs end, of which those that hang are cancelled; shut down."""
+
+        async def free() -> None:
+            if not self.pool.closed:
+                self.pool.resume()
+            if not self.pool.size and not self.pool.closed:
+                await self.pool.resize(1)
+
+        self._witness.failing_setups = 0
+        hosted.run(free)
+        self._most = max(self._most, self.pool.size)
+        for _ in range(1 + sum(len(call.tickets) for call in self._calls)):
+            for seconds in _PATIENCE:
+                if not all(call.over for call in self._calls):
+                    hosted.run(trio.sleep, seconds)
+            self._raise_trouble()
+            hanging = [call for call in self._calls if not call.over and call.runs]
+            if not hanging:
+                break
+            for call in hanging:
+                for ticket in call.tickets:
+                    limited = ticket.runs and ticket.hangs and not self._held
+                    assert not limited or ticket.timeout == math.inf, (
+                        f"job {ticket!r} still runs, despite its timeout of "
+                        f"{ticket.timeout} seconds"
+                    )
+                call.cancel()
+        lost = [call for call in self._calls if not call.over]
+        assert not lost, f"nothing runs any more, but {lost[0]!r} has not ended"
+        report = hosted.run(self.pool.shutdown, math.inf)
+        fates = report.done, report.failed, report.cancelled, report.unfinished
+        assert not any(fates), f"all jobs had ended before the shutdown, but {report}"
+
     def _check_block_error(self, block: _Block) -> None:
         error = block.error
-        expected: tuple[type[Exception], ...] = (PoolBroken,)
+        expected: tuple[type[Exception], ...] = ()
+        if self._chosen["restart"].limit < math.inf:
+            expected = (PoolBroken,)
         if block.ending == "raise":
-            expected = (PoolBroken, _BlockFailed)
+            expected = (*expected, _BlockFailed)
         if error is not None and not isinstance(error, expected):
             for leaf in leaves(error):
                 if not isinstance(leaf, (JobError, InjectedFault, *self.raises)):
@@ -735,18 +811,10 @@ class PoolMachine(RuleBasedStateMachine):
                 )
 
 
-def _ticket(job_input: Any, fault: Fault | None, key: Hashable = None) -> Ticket:
-    if fault is None:
-        return Ticket(job_input, key=key)
-    faults = Faults(seed=0)
-    faults.strike_next(fault)
-    return Ticket(job_input, faults, key)
-
-
 def _is_news(record: logging.LogRecord) -> bool:
     """Keep the pool from logging thousands of crashes that were asked for."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, (InjectedCrash, InjectedFault))
+    return not isinstance(error, (InjectedCrash, InjectedFault, Abandoned))
 
 
 def _as_async(function: Callable[[], object]) -> Callable[[], Awaitable[None]]:

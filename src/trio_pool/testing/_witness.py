@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
@@ -24,7 +25,8 @@ from .. import (
     WouldDeadlock,
     current_job,
 )
-from ._faults import Faults, InjectedCrash, InjectedFault
+from ._faults import Fault, Faults, InjectedCrash, InjectedFault
+from ._hosted import Abandoned
 
 AnyHandler: TypeAlias = Callable[[Any], Awaitable[Any]]
 AnyFactory: TypeAlias = Callable[[], AbstractAsyncContextManager[AnyHandler]]
@@ -45,6 +47,8 @@ class Attempt:
 
     began: float
     ended: bool = False
+    cancelled: bool = False
+    """Whether it had been cancelled when it ended."""
     result: Any = None
     error: BaseException | None = None
 
@@ -55,9 +59,17 @@ class Ticket:
     """What the pool is given in the place of a job's input, with its history."""
 
     input: Any
-    faults: Faults | None = None
+    fault: Fault | None = None
     """What goes wrong with its first attempt."""
     key: Hashable = None
+    timeout: float = math.inf
+    """Seconds that an attempt may take."""
+    delay: float = 0.0
+    ttl: float = math.inf
+    place: int = 0
+    """Its place among all that were given in; 0 while it has not been."""
+    given: float = 0.0
+    """When that was."""
     attempts: list[Attempt] = attrs.field(factory=list)
 
     def __repr__(self) -> str:
@@ -67,6 +79,15 @@ class Ticket:
     def last(self) -> Attempt | None:
         """The latest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether its last attempt was made to do nothing but wait."""
+        return (
+            len(self.attempts) == 1
+            and self.fault is not None
+            and (self.fault.kind == "hang" and self.fault.moment == "before")
+        )
 
     @property
     def runs(self) -> bool:
@@ -119,8 +140,12 @@ class Witness:
         self._raises = raises
         self.has_middleware = False
         """Between handlers and answers, both of which it may do without."""
+        self.asks_ready = False
+        """Whether workers are not free to take jobs whenever they are idle."""
         self._on_worker: dict[int, Ticket] = {}
         self._on_key: dict[Hashable, Ticket] = {}
+        self._latest: dict[Hashable, Ticket] = {}
+        self._places = itertools.count(1)
 
     def claim(self, fact: object, otherwise: str) -> None:
         """Take it for trouble if this is not so."""
@@ -132,6 +157,10 @@ class Witness:
         if self.trouble is None:
             self.trouble = trouble
 
+    def give_in(self, ticket: Ticket) -> None:
+        """Note that a job is given in, in this step."""
+        ticket.place, ticket.given = next(self._places), trio.current_time()
+
     # Between the pool and the user's code.
 
     def watch(self, handler: AnyHandler) -> Watched | WatchedReady:
@@ -139,6 +168,7 @@ class Witness:
         ready = getattr(handler, "ready", None)
         if ready is None:
             return Watched(self, handler)
+        self.asks_ready = True
         return WatchedReady(self, handler, ready)
 
     @asynccontextmanager
@@ -148,13 +178,23 @@ class Witness:
             self.failing_setups -= 1
             self.counts["failed setups"] += 1
             raise InjectedFault("setup")
-        async with factory() as handler:
-            self.counts["setups"] += 1
-            self.open_contexts += 1
-            try:
-                yield self.watch(handler)
-            finally:
-                self.open_contexts -= 1
+        told: BaseException | None = None
+        try:
+            async with factory() as handler:
+                self.counts["setups"] += 1
+                self.open_contexts += 1
+                try:
+                    yield self.watch(handler)
+                except BaseException as error:
+                    told = error
+                    raise
+                finally:
+                    self.open_contexts -= 1
+        except BaseException as error:
+            # What its cleanup was told is no error of its own.
+            if error is not told:
+                self._judge_user(error)
+            raise
 
     async def play(self, handler: AnyHandler, job_input: Any) -> Any:
         """Run one attempt of a job."""
@@ -162,15 +202,18 @@ class Witness:
         worker = current_job().worker
         attempt = self._begin(ticket, worker)
         try:
-            if ticket.faults is not None:
-                handler = ticket.faults.handler(handler)
+            if ticket.fault is not None and len(ticket.attempts) == 1:
+                faults = Faults(seed=0)
+                faults.strike_next(ticket.fault)
+                handler = faults.handler(handler)
             attempt.result = await handler(ticket.input)
         except BaseException as error:
             attempt.error = error
-            self._judge_handler(error)
+            self._judge_user(error)
             raise
         finally:
             attempt.ended = True
+            self._judge_time(ticket, attempt)
             self._on_worker.pop(worker, None)
             if ticket.key is not None:
                 self._on_key.pop(ticket.key, None)
@@ -193,14 +236,52 @@ class Witness:
                 f"time, both with the key {ticket.key!r}",
             )
             self._on_key[ticket.key] = ticket
-        attempt = Attempt(trio.current_time())
+        now = trio.current_time()
+        if ticket.place and not ticket.attempts and not self.has_middleware:
+            self._judge_start(ticket, now)
+        attempt = Attempt(now)
         ticket.attempts.append(attempt)
         self.counts["attempts"] += 1
         return attempt
 
-    def _judge_handler(self, error: BaseException) -> None:
-        """Tell what a handler may raise from what it may not."""
-        known = (trio.Cancelled, InjectedFault, InjectedCrash, *self._raises)
+    def _judge_start(self, ticket: Ticket, now: float) -> None:
+        """See that a job starts neither too early nor too late, nor out of turn."""
+        waited = now - ticket.given
+        self.claim(
+            waited > ticket.delay - _ROUNDING,
+            f"job {ticket!r} started after {waited} seconds, despite its delay of "
+            f"{ticket.delay} seconds",
+        )
+        self.claim(
+            waited < ticket.ttl + _ROUNDING,
+            f"job {ticket!r} started after {waited} seconds, despite its ttl of "
+            f"{ticket.ttl} seconds",
+        )
+        if ticket.key is not None:
+            latest = self._latest.get(ticket.key)
+            self.claim(
+                latest is None or latest.place < ticket.place,
+                f"job {ticket!r} was given in before {latest!r}, but started after "
+                f"it, both with the key {ticket.key!r}",
+            )
+            self._latest[ticket.key] = ticket
+
+    def _judge_time(self, ticket: Ticket, attempt: Attempt) -> None:
+        """See that no attempt takes longer than it may, unless it will not end."""
+        attempt.cancelled = trio.current_effective_deadline() == -math.inf
+        late = trio.current_time() - attempt.began - ticket.timeout
+        self.claim(
+            late < _ROUNDING or (attempt.cancelled and not ticket.hangs),
+            f"job {ticket!r} ran {late} seconds longer than its timeout of "
+            f"{ticket.timeout} seconds",
+        )
+
+    def _judge_user(self, error: BaseException) -> None:
+        """Tell what the user's code may raise from what it may not."""
+        known = (
+            *(trio.Cancelled, InjectedFault, InjectedCrash, WorkerCrashed, Abandoned),
+            *self._raises,
+        )
         for leaf in leaves(error):
             if not isinstance(leaf, known):
                 self.report(leaf)
@@ -245,9 +326,12 @@ class Witness:
             self.claim(not starts, f"job {ticket!r} was started, despite {error!r}")
         elif not self.has_middleware:
             self.claim(starts, f"job {ticket!r} was never started, despite {error!r}")
-        if isinstance(error, JobTimeout) and ticket.last is not None:
+        if isinstance(error, JobTimeout) and not self.has_middleware and ticket.last:
             over = ticket.last.began + error.timeout
             early = over - trio.current_time()
+            self.claim(early < _ROUNDING, f"{error!r} came {early} seconds too early")
+        if isinstance(error, JobExpired) and ticket.place:
+            early = ticket.given + ticket.ttl - trio.current_time()
             self.claim(early < _ROUNDING, f"{error!r} came {early} seconds too early")
 
 
