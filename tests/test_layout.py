@@ -32,12 +32,15 @@ FLOORS = [
     },
     {"testing._witness", "testing._simulation"},
     {"testing._inline", "testing._inline_runs"},
+    {"testing._draws", "testing._calls"},
     {"testing._machine"},
     {"testing._stress"},
     {"testing"},
 ]
 # Modules that need more than the core does, and what; imported by nobody at once.
-OPTIONAL = {"testing._machine": {"hypothesis"}, "testing._stress": {"hypothesis"}}
+OPTIONAL = {
+    f"testing.{module}": {"hypothesis"} for module in ("_draws", "_machine", "_stress")
+}
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 
 ROOT = Path(trio_pool.__path__[0])

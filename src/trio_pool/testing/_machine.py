@@ -6,13 +6,12 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Literal, TypeVar, TypeVarTuple, Unpack
+from typing import Any, ClassVar, TypeVar, TypeVarTuple, Unpack
 
-import attrs
 import outcome
 import trio
 from hypothesis import strategies as st
@@ -23,179 +22,51 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from trio.lowlevel import checkpoint
 from trio.testing import MockClock
 
 from .. import (
-    Hooks,
-    JobChanged,
     JobError,
-    JobId,
     JobState,
     Pool,
     PoolBroken,
     PoolClosed,
     PoolError,
-    Reply,
     Restart,
-    Retry,
     WorkerState,
     open_pool,
 )
 from .._events import log
+from ._calls import Block, BlockFailed, Call, Ending, Fates
 from ._checks import assert_books_balance
+from ._draws import (
+    Options,
+    moments,
+    of_attempts,
+    of_calls,
+    of_machine,
+    of_submits,
+    pauses,
+    seldom,
+    some,
+    some_faults,
+    some_options,
+)
 from ._faults import Fault, InjectedCrash, InjectedFault
 from ._hosted import Abandoned, HostedRun
 from ._scheduler import seeded_scheduler
 from ._witness import Ticket, Witness, leaves
 
 T = TypeVar("T")
-U = TypeVar("U")
 Args = TypeVarTuple("Args")
-Options = Mapping[str, Any]
 
 # Seconds that jobs get at the end, after which those that still run are cancelled.
 _PATIENCE = [10.0, 1_000.0]
 
-# What is drawn. What comes first is the simplest, to which a program shrinks.
-
-_moments = st.sampled_from([0.25, 0.5, 1.0, 0.01, 2.0, 5.0])
-_pauses = st.sampled_from([0.0, 0.25, 1.0, 60.0])
-_once_more = Retry(2, backoff=lambda _: 0.25, on=(InjectedFault,))
-_of_attempts = {
-    "timeout": _moments,
-    "priority": st.integers(-1, 1),
-    "retry": st.just(_once_more),
-}
-_of_calls = {**_of_attempts, "key": st.sampled_from(["a", "b"])}
-_of_submits = {**_of_calls, "delay": _moments, "ttl": _moments}
-
-
-def _seldom(strategy: st.SearchStrategy[T], usual: U) -> st.SearchStrategy[T | U]:
-    """Draw from a strategy one time in three: most things are usual at most times."""
-    return st.sampled_from([False, False, True]).flatmap(
-        lambda drawn: strategy if drawn else st.just(usual)
-    )
-
-
-def _some(choices: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Options]:
-    return _seldom(st.fixed_dictionaries({}, optional=choices), {})
-
-
-some_options = _some(
-    {
-        "max_backlog": st.sampled_from([0, 1, 3]),
-        "overflow": st.sampled_from(["reject", "drop_oldest"]),
-        "timeout": _moments,
-        "max_jobs": st.integers(1, 3),
-        "grace": st.sampled_from([0.0, 1.0]),
-    }
-)
-some_faults = _seldom(
-    st.one_of(
-        st.builds(
-            Fault,
-            st.sampled_from(["fail", "crash", "hang", "cancel"]),
-            st.sampled_from(["before", "after"]),
-        ),
-        st.builds(
-            Fault,
-            st.sampled_from(["fail", "crash", "hang", "cancel"]),
-            st.just("during"),
-            _moments,
-        ),
-        st.builds(Fault, st.just("slow"), seconds=_moments),
-    ),
-    None,
-)
-
-
-def _of_machine(name: str) -> st.SearchStrategy[Any]:
-    """Draw from what the machine in question has under this name."""
-
-    def strategy(machine: Any) -> st.SearchStrategy[Any]:
-        found = getattr(machine, name)
-        return found if isinstance(found, st.SearchStrategy) else st.just(found)
-
-    return st.runner().flatmap(strategy)
-
+# Nothing else is of interest before there are jobs.
+_has_calls = precondition(lambda machine: bool(machine._calls))  # noqa: SLF001
 
 # That a closed pool takes no jobs needs no more than a few of them.
 _while_open = precondition(lambda machine: machine._late_calls < 3)  # noqa: SLF001
-
-
-@attrs.define(eq=False)
-class _Call:
-    """One call of a method of the pool, in a task of its own."""
-
-    method: str
-    tickets: list[Ticket]
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    reply: Reply[Any] | None = None
-    over: bool = False
-
-    @property
-    def runs(self) -> bool:
-        """Whether some job of it runs."""
-        return any(ticket.runs for ticket in self.tickets)
-
-    def cancel(self) -> None:
-        """Cancel the call, or the job that it left behind."""
-        if self.reply is not None:
-            self.reply.cancel()
-        else:
-            self.scope.cancel()
-
-    def __repr__(self) -> str:
-        return f"{self.method}({', '.join(map(repr, self.tickets))})"
-
-
-class _Fates(Hooks):
-    """Notes how often each job ended, and how."""
-
-    def __init__(self) -> None:
-        self.ends: dict[JobId, list[JobState]] = {}
-
-    def on_job_complete(self, event: JobChanged) -> None:
-        self.ends.setdefault(event.job_id, []).append(event.state)
-
-    on_job_error = on_job_cancel = on_job_drop = on_job_complete
-
-
-class _BlockFailed(Exception):
-    """What the block round a pool is left by, in some programs."""
-
-
-Ending = Literal["leave", "raise", "cancel"]
-
-
-@attrs.define(eq=False)
-class _Block:
-    """The block round a pool, in a task, left when it is told to."""
-
-    ending: Ending
-    opened: trio.Event = attrs.field(factory=trio.Event)
-    closing: trio.Event = attrs.field(factory=trio.Event)
-    left: trio.Event = attrs.field(factory=trio.Event)
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    pool: Pool[Any, Any] | None = None
-    error: Exception | None = None
-
-    async def run(self, opening: Callable[[], Any]) -> None:
-        try:
-            with self.scope:
-                async with opening() as self.pool:
-                    self.opened.set()
-                    await self.closing.wait()
-                    if self.ending == "raise":
-                        raise _BlockFailed
-                    if self.ending == "cancel":
-                        self.scope.cancel()
-                        await checkpoint()
-        except Exception as error:
-            self.error = error
-        self.left.set()
-        self.opened.set()
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -245,9 +116,9 @@ class PoolMachine(RuleBasedStateMachine):
         self._witness = Witness(self.counts, tuple(self.raises))
         self._stack = ExitStack()
         self._hosted: HostedRun | None = None
-        self._block: _Block | None = None
-        self._fates: _Fates | None = None
-        self._calls: dict[_Call, None] = {}
+        self._block: Block | None = None
+        self._fates: Fates | None = None
+        self._calls: dict[Call, None] = {}
         self._chosen: dict[str, Any] = {}
         self._most = 0
         self._paused = False
@@ -312,8 +183,8 @@ class PoolMachine(RuleBasedStateMachine):
     # The rules: each has tasks start, which get their turn after it.
 
     @initialize(
-        size=_of_machine("sizes"),
-        options=_of_machine("options"),
+        size=of_machine("sizes"),
+        options=of_machine("options"),
         watched=st.booleans(),
         ending=st.sampled_from(["leave", "raise", "cancel"]),
         order=st.integers(0, 999),
@@ -333,7 +204,7 @@ class PoolMachine(RuleBasedStateMachine):
             **options,
         }
         if watched:
-            self._fates = _Fates()
+            self._fates = Fates()
             chosen["hooks"] = [*chosen.get("hooks", ()), self._fates]
         witness = self._witness
         witness.has_middleware = any(map(chosen.get, ("middleware", "plugins")))
@@ -354,7 +225,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._stack.enter_context(seeded_scheduler(order, clock))
         self._hosted = HostedRun(clock)
         self._stack.callback(self._hosted.close)
-        self._block = _Block(ending)
+        self._block = Block(ending)
         self._hosted.start(self._block.run, opening)
         self._hosted.run(self._block.opened.wait)
         if self._block.pool is None:
@@ -365,11 +236,11 @@ class PoolMachine(RuleBasedStateMachine):
     @_while_open
     @rule(
         target=calls,
-        job_input=_of_machine("inputs"),
-        options=_some(_of_calls),
-        fault=_of_machine("faults"),
-        deadline=_seldom(_moments, None),
-        sleep=_pauses,
+        job_input=of_machine("inputs"),
+        options=some(of_calls),
+        fault=of_machine("faults"),
+        deadline=seldom(moments, None),
+        sleep=pauses,
     )
     def process(
         self,
@@ -378,10 +249,10 @@ class PoolMachine(RuleBasedStateMachine):
         fault: Fault | None,
         deadline: float | None,
         sleep: float,
-    ) -> _Call:
+    ) -> Call:
         """Have a task wait for a job, perhaps not longer than some seconds."""
         ticket = self._ticket(job_input, fault, options)
-        call = _Call("process", [ticket])
+        call = Call("process", [ticket])
 
         async def act() -> None:
             if deadline is not None:
@@ -395,11 +266,11 @@ class PoolMachine(RuleBasedStateMachine):
     @_while_open
     @rule(
         target=calls,
-        job_input=_of_machine("inputs"),
-        options=_some(_of_submits),
-        fault=_of_machine("faults"),
+        job_input=of_machine("inputs"),
+        options=some(of_submits),
+        fault=of_machine("faults"),
         wait=st.booleans(),
-        sleep=_pauses,
+        sleep=pauses,
     )
     def submit(
         self,
@@ -408,10 +279,10 @@ class PoolMachine(RuleBasedStateMachine):
         fault: Fault | None,
         wait: bool,
         sleep: float,
-    ) -> _Call:
+    ) -> Call:
         """Have a task give in a job, and wait for room or not."""
         ticket = self._ticket(job_input, fault, options)
-        call = _Call("submit" if wait else "submit_nowait", [ticket])
+        call = Call("submit" if wait else "submit_nowait", [ticket])
 
         async def act() -> None:
             self._witness.give_in(ticket)
@@ -433,10 +304,10 @@ class PoolMachine(RuleBasedStateMachine):
         target=calls,
         method=st.sampled_from(["map", "settle", "stream"]),
         job_inputs=st.lists(
-            st.tuples(_of_machine("inputs"), _of_machine("faults")), max_size=5
+            st.tuples(of_machine("inputs"), of_machine("faults")), max_size=5
         ),
-        options=_some(_of_attempts),
-        sleep=_pauses,
+        options=some(of_attempts),
+        sleep=pauses,
     )
     def batch(
         self,
@@ -444,7 +315,7 @@ class PoolMachine(RuleBasedStateMachine):
         job_inputs: list[tuple[Any, Fault | None]],
         options: Options,
         sleep: float,
-    ) -> _Call:
+    ) -> Call:
         """Have a task give in several jobs at once, and wait for all results."""
         tickets = [self._ticket(*each, options) for each in job_inputs]
 
@@ -454,17 +325,17 @@ class PoolMachine(RuleBasedStateMachine):
             except Exception as error:
                 self._judge_batch(tickets, error)
 
-        return self._follow(_Call(method, tickets), act, sleep)
+        return self._follow(Call(method, tickets), act, sleep)
 
     @_while_open
     @rule(
         target=calls,
         job_inputs=st.lists(
-            st.tuples(_of_machine("inputs"), _of_machine("faults")), max_size=3
+            st.tuples(of_machine("inputs"), of_machine("faults")), max_size=3
         ),
-        sleep=_pauses,
+        sleep=pauses,
     )
-    def lease(self, job_inputs: list[tuple[Any, Fault | None]], sleep: float) -> _Call:
+    def lease(self, job_inputs: list[tuple[Any, Fault | None]], sleep: float) -> Call:
         """Have a task take a worker for several jobs in a row."""
         tickets = [self._ticket(*each, {}) for each in job_inputs]
 
@@ -477,16 +348,17 @@ class PoolMachine(RuleBasedStateMachine):
             except (PoolClosed, PoolBroken) as error:
                 self.counts[type(error).__name__] += 1
 
-        return self._follow(_Call("lease", tickets), act, sleep)
+        return self._follow(Call("lease", tickets), act, sleep)
 
     @rule(call=calls)
-    def cancel(self, call: _Call) -> None:
+    def cancel(self, call: Call) -> None:
         """Cancel a call, or the job that it left behind."""
         self.counts["cancellations"] += not call.over
 
         self.begin(_as_async(call.cancel))
 
-    @rule(size=_of_machine("sizes"))
+    @_has_calls
+    @rule(size=of_machine("sizes"))
     def resize(self, size: int) -> None:
         """Want another number of workers."""
         self.counts["resizes"] += 1
@@ -499,7 +371,7 @@ class PoolMachine(RuleBasedStateMachine):
 
         self._control(act)
 
-    @precondition(lambda self: not self._paused)
+    @precondition(lambda self: self._calls and not self._paused)
     @rule()
     def pause(self) -> None:
         """Let workers take no more jobs."""
@@ -511,12 +383,13 @@ class PoolMachine(RuleBasedStateMachine):
         """Let workers take jobs again."""
         self._control(self._set_paused, False)
 
+    @_has_calls
     @rule()
     def join(self) -> None:
         """Have a task wait until all jobs have ended."""
         self._control(self.pool.join)
 
-    @precondition(lambda self: self.worker is not None)
+    @precondition(lambda self: self._calls and self.worker is not None)
     @rule(times=st.integers(1, 2))
     def fail_setups(self, times: int) -> None:
         """Have the next workers that start fail to do so."""
@@ -533,16 +406,19 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self._control(self.pool.shutdown, grace)
 
-    @rule(seconds=_moments)
+    @_has_calls
+    @rule(seconds=moments)
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self.run(trio.sleep, seconds)
 
+    @_has_calls
     @rule()
     def rest(self) -> None:
         """Let a minute pass, in which most of what can end does."""
         self.run(trio.sleep, 60.0)
 
+    @_has_calls
     @rule()
     def together(self) -> None:
         """Have what the next two steps do happen in the same turn."""
@@ -581,8 +457,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.begin(act)
 
     def _follow(
-        self, call: _Call, act: Callable[[], Awaitable[None]], sleep: float
-    ) -> _Call:
+        self, call: Call, act: Callable[[], Awaitable[None]], sleep: float
+    ) -> Call:
         """Have a task do this for a call; return the call."""
         self.counts["jobs"] += len(call.tickets)
         self._calls[call] = None
@@ -601,7 +477,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.sleep(sleep)
         return call
 
-    def _claim_none_runs(self, call: _Call) -> None:
+    def _claim_none_runs(self, call: Call) -> None:
         for ticket in call.tickets:
             self._witness.claim(
                 not ticket.runs, f"{call!r} is over, but job {ticket!r} still runs"
@@ -660,13 +536,15 @@ class PoolMachine(RuleBasedStateMachine):
     # What must hold after each step.
 
     def _may_run(self) -> float:
-        """How many jobs may run once another has started."""
-        if "scale" in self._chosen or any(
-            call.method == "lease" and not call.over for call in self._calls
-        ):
-            # A lease that began before goes on, however small the pool is now.
+        """How many jobs may run: those that do not stay as it shrinks run on."""
+        if "scale" in self._chosen:
             return math.inf
         return max(self.pool.size, self._most)
+
+    def _claim_no_worker_is_too_many(self) -> None:
+        there, most = len(self.pool.workers()), self._may_run()
+        self._witness.claim(there <= most, f"there are {there} workers, not {most}")
+        self._most = max(self.pool.size, there)
 
     def _claim_size_is_reached(self) -> None:
         there, size = len(self.pool.workers()), self.pool.size
@@ -681,8 +559,7 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self._host().calm()
             self._claim_no_worker_is_idle_in_vain()
-            # What was handed over before the pool shrank has begun by now.
-            self._most = self.pool.size
+            self._claim_no_worker_is_too_many()
         self._check()
 
     def _check(self) -> None:
@@ -724,7 +601,7 @@ class PoolMachine(RuleBasedStateMachine):
             if hosted is not None and block is not None and block.pool is not None:
                 self._end(hosted, block)
 
-    def _end(self, hosted: HostedRun, block: _Block) -> None:
+    def _end(self, hosted: HostedRun, block: Block) -> None:
         hosted.calm()
         self._raise_trouble()
         if block.ending == "leave":
@@ -761,10 +638,10 @@ class PoolMachine(RuleBasedStateMachine):
         self._most = max(self._most, self.pool.size)
         for _ in range(1 + sum(len(call.tickets) for call in self._calls)):
             for seconds in _PATIENCE:
-                if not all(call.over for call in self._calls):
+                if self._has_unfinished():
                     hosted.run(trio.sleep, seconds)
             self._raise_trouble()
-            hanging = [call for call in self._calls if not call.over and call.runs]
+            hanging = [call for call in self._calls if call.runs]
             if not hanging:
                 break
             for call in hanging:
@@ -781,13 +658,18 @@ class PoolMachine(RuleBasedStateMachine):
         fates = report.done, report.failed, report.cancelled, report.unfinished
         assert not any(fates), f"all jobs had ended before the shutdown, but {report}"
 
-    def _check_block_error(self, block: _Block) -> None:
+    def _has_unfinished(self) -> bool:
+        count = self.pool.statistics()
+        waiting = count.delayed + count.queued + count.running
+        return bool(waiting) or not all(call.over for call in self._calls)
+
+    def _check_block_error(self, block: Block) -> None:
         error = block.error
         expected: tuple[type[Exception], ...] = ()
         if self._chosen["restart"].limit < math.inf:
             expected = (PoolBroken,)
         if block.ending == "raise":
-            expected = (*expected, _BlockFailed)
+            expected = (*expected, BlockFailed)
         if error is not None and not isinstance(error, expected):
             for leaf in leaves(error):
                 if not isinstance(leaf, (JobError, InjectedFault, *self.raises)):

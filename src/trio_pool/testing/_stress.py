@@ -19,7 +19,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from .. import PoolOptions
 from .._checks import are_errors, as_types, check_count, is_async, refuse
 from .._events import In, Out
-from ._machine import PoolMachine, some_options
+from ._draws import some_options
+from ._machine import PoolMachine
 
 
 @final
