@@ -1004,7 +1004,7 @@ def test_two_events_meet_at_every_pair_of_steps(one, other, record_property):
     for order in range(4 if STRESS else 1):
         watched = (order + NAMED.index((one, other))) % 2 == 1
         tried += meet(one, other, watched, order, 5000 if STRESS else 60)
-    tell(record_property, tried, 300 if STRESS else 50)
+    tell(record_property, tried, 250 if STRESS else 50)
 
 
 @pytest.mark.parametrize("one", EVENTS)
@@ -1026,7 +1026,7 @@ def test_an_event_meets_a_job_that_an_idle_worker_is_handed(event, record_proper
         limit = 5000 if STRESS else 60
         watched = (order + HANDED.index(event)) % 2 == 1
         tried += meet("submit", event, watched, order, limit, size=6)
-    tell(record_property, tried, 300 if STRESS else 50)
+    tell(record_property, tried, 250 if STRESS else 50)
 
 
 @pytest.mark.parametrize("event", ["cancel the waiting", "cancel the waiting call"])
@@ -1036,7 +1036,7 @@ def test_a_job_is_dropped_and_cancelled_at_every_pair_of_steps(event, record_pro
         limit = 5000 if STRESS else 60
         options = {"overflow": "drop_oldest"}
         tried += meet("fill", event, order % 2 == 1, order, limit, **options)
-    tell(record_property, tried, 300 if STRESS else 50)
+    tell(record_property, tried, 250 if STRESS else 50)
 
 
 @pytest.mark.parametrize("terms", TERMS)
@@ -1048,4 +1048,4 @@ def test_an_event_meets_what_time_brings(terms, record_property):
                 tried += meet_in_time(terms, event, watched, order)
         elif (number + [*TERMS].index(terms)) % 2 == 0:
             tried += meet_in_time(terms, event, number % 4 > 1, number)
-    tell(record_property, tried, 1000 if STRESS else 50)
+    tell(record_property, tried, 700 if STRESS else 50)

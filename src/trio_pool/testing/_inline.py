@@ -21,6 +21,7 @@ from contextlib import (
 )
 from types import TracebackType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Generic,
     Literal,
@@ -52,6 +53,7 @@ from .. import (
     ShutdownReport,
     Stream,
     Task,
+    TaskPool,
     WorkerCrashed,
     WorkerSnapshot,
 )
@@ -79,6 +81,15 @@ T3 = TypeVar("T3")
 
 _END = object()
 
+if TYPE_CHECKING:
+    # To a type checker they are what they stand in for: code under test says that
+    # it takes a `Pool`. The classes themselves are final, and share no code.
+    _AsPool = Pool
+    _AsTaskPool = TaskPool
+else:
+    _AsPool = Generic
+    _AsTaskPool = object
+
 
 class _Inline:
     """What both kinds of inline pool have: a life, and the books."""
@@ -87,7 +98,9 @@ class _Inline:
         self, size: int, handler: Any, worker: Any, options: PoolOptions
     ) -> None:
         self._config = make_config(size, options)
-        self._runs = self._dispatch = Runs(self._config, handler, worker)
+        self._runs = Runs(self._config, handler, worker)
+        # By the name under which what is shared with a `Pool` looks for it.
+        self._dispatch: Any = self._runs
         self._timeout = self._config.timeout
         self._plugins: dict[str, Any] = {}
         self._stack = AsyncExitStack()
@@ -198,7 +211,7 @@ class _Inline:
             await source.aclose()
         return results
 
-    def _stream(
+    def _open_stream(
         self,
         items: Any,
         ahead: int | None,
@@ -213,10 +226,10 @@ class _Inline:
         if not isinstance(items, (Iterable, AsyncIterable)):
             expected = "an iterable or an async iterable"
             raise TypeError(refuse("items", items, expected))
-        return self._open_stream(items, outcomes, options, fn)
+        return self._read_stream(items, outcomes, options, fn)
 
     @asynccontextmanager
-    async def _open_stream(
+    async def _read_stream(
         self, items: Any, outcomes: bool, options: tuple[Any, ...], fn: Any
     ) -> AsyncGenerator[Stream[Any], None]:
         source = _Source(self, items, options, fn)
@@ -445,10 +458,11 @@ def _failures(count: PoolStatistics) -> int:
 
 
 @final
-class InlinePool(_Inline, Generic[In, Out]):
+class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  # pyright: ignore[reportGeneralTypeIssues]
     """A `Pool` without workers: each job runs at once in the caller's own task.
 
-    For unit tests of code that is given a pool: the same methods, arguments,
+    For unit tests of code that is given a pool, which it is to type checkers
+    (not to `isinstance`): the same methods, arguments,
     errors, replies and counts, but one job after the other, tracebacks that
     are short, and nothing in the background. ``async with InlinePool(fetch)
     as pool:`` ends as the block of a pool does; with a handler it serves
@@ -661,11 +675,11 @@ class InlinePool(_Inline, Generic[In, Out]):
     ) -> Any:
         """Open an async iterator over results, each made as it is read."""
         options = self._batch_options(timeout, priority, retry)
-        return self._stream(items, ahead, outcomes, options)
+        return self._open_stream(items, ahead, outcomes, options)
 
 
 @final
-class InlineTaskPool(_Inline):
+class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  # pyright: ignore[reportGeneralTypeIssues]
     """A `TaskPool` without workers: each call is made in the caller's own task.
 
     To `TaskPool` it is what `InlinePool` is to `Pool`.
@@ -878,4 +892,4 @@ class InlineTaskPool(_Inline):
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
         options = self._batch_options(timeout, priority, retry)
-        return self._stream(items, ahead, outcomes, options, fn)
+        return self._open_stream(items, ahead, outcomes, options, fn)
