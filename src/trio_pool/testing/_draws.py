@@ -17,14 +17,15 @@ Options: TypeAlias = Mapping[str, Any]
 # What comes first is the simplest, to which a program shrinks.
 
 moments = st.sampled_from([0.25, 0.5, 1.0, 0.01, 2.0, 5.0])
-pauses = st.sampled_from([0.0, 0.25, 1.0, 60.0])
+endings = st.sampled_from(["leave", "leave", "leave", "raise", "cancel"])
+pauses = st.sampled_from([0.0, 0.0, 0.0, 0.25, 1.0, 60.0])
 _once_more = Retry(2, Backoff(0.25, jitter=0.0), on=(InjectedFault,))
 of_attempts = {
     "timeout": moments,
     "priority": st.integers(-1, 1),
     "retry": st.just(_once_more),
 }
-of_calls = {**of_attempts, "key": st.sampled_from(["a", "b"])}
+of_calls = {**of_attempts, "key": st.sampled_from(["a", "a", "a", "b"])}
 of_submits = {**of_calls, "delay": moments, "ttl": moments}
 
 
@@ -36,8 +37,9 @@ def seldom(strategy: st.SearchStrategy[T], usual: U) -> st.SearchStrategy[T | U]
 
 
 def some(choices: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Options]:
-    """Draw some of these options, one time in three."""
-    return seldom(st.fixed_dictionaries({}, optional=choices), {})
+    """Draw some of these options, one time in two."""
+    given = st.fixed_dictionaries({}, optional=choices)
+    return st.booleans().flatmap(lambda drawn: given if drawn else st.just({}))
 
 
 some_options = some(

@@ -115,6 +115,10 @@ class HostedRun:
             self._raise_end()
         return ends[0].unwrap()
 
+    def now(self) -> float:
+        """Return the time in the run."""
+        return self._clock.current_time()
+
     def calm(self) -> None:
         """Go on until every task waits for another one, or for time to pass."""
         self.run(wait_all_tasks_blocked)
