@@ -17,6 +17,7 @@ Options: TypeAlias = Mapping[str, Any]
 # What comes first is the simplest, to which a program shrinks.
 
 moments = st.sampled_from([0.25, 0.5, 1.0, 0.01, 2.0, 5.0])
+keys = st.sampled_from([None, None, "a", "a", "b"])
 endings = st.sampled_from(["leave", "leave", "leave", "raise", "cancel"])
 pauses = st.sampled_from([0.0, 0.0, 0.0, 0.25, 1.0, 60.0])
 _once_more = Retry(2, Backoff(0.25, jitter=0.0), on=(InjectedFault,))
@@ -25,8 +26,7 @@ of_attempts = {
     "priority": st.integers(-1, 1),
     "retry": st.just(_once_more),
 }
-of_calls = {**of_attempts, "key": st.sampled_from(["a", "a", "a", "b"])}
-of_submits = {**of_calls, "delay": moments, "ttl": moments}
+of_submits = {**of_attempts, "delay": moments, "ttl": moments}
 
 
 def seldom(strategy: st.SearchStrategy[T], usual: U) -> st.SearchStrategy[T | U]:

@@ -41,9 +41,9 @@ from ._checks import assert_books_balance
 from ._draws import (
     Options,
     endings,
+    keys,
     moments,
     of_attempts,
-    of_calls,
     of_machine,
     of_submits,
     pauses,
@@ -238,7 +238,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         target=calls,
         job_input=of_machine("inputs"),
-        options=some(of_calls),
+        key=keys,
+        options=some(of_attempts),
         fault=of_machine("faults"),
         deadline=seldom(moments, None),
         sleep=pauses,
@@ -246,12 +247,14 @@ class PoolMachine(RuleBasedStateMachine):
     def process(
         self,
         job_input: Any,
+        key: str | None,
         options: Options,
         fault: Fault | None,
         deadline: float | None,
         sleep: float,
     ) -> Call:
         """Have a task wait for a job, perhaps not longer than some seconds."""
+        options = {**options, "key": key}
         ticket = self._ticket(job_input, fault, options)
         call = Call("process", [ticket])
 
@@ -268,6 +271,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         target=calls,
         job_input=of_machine("inputs"),
+        key=keys,
         options=some(of_submits),
         fault=of_machine("faults"),
         wait=st.booleans(),
@@ -276,12 +280,14 @@ class PoolMachine(RuleBasedStateMachine):
     def submit(
         self,
         job_input: Any,
+        key: str | None,
         options: Options,
         fault: Fault | None,
         wait: bool,
         sleep: float,
     ) -> Call:
         """Have a task give in a job, and wait for room or not."""
+        options = {**options, "key": key}
         ticket = self._ticket(job_input, fault, options)
         call = Call("submit" if wait else "submit_nowait", [ticket])
 
@@ -651,7 +657,8 @@ class PoolMachine(RuleBasedStateMachine):
         self._witness.failing_setups = 0
         hosted.run(free)
         self._most = max(self._most, self.pool.size)
-        for _ in range(1 + sum(len(call.tickets) for call in self._calls)):
+        cancelled: set[Ticket] = set()
+        while True:
             for seconds in _PATIENCE:
                 if self._has_unfinished():
                     hosted.run(trio.sleep, seconds)
@@ -660,8 +667,13 @@ class PoolMachine(RuleBasedStateMachine):
             if not hanging:
                 break
             for call in hanging:
-                for ticket in call.tickets:
-                    limited = ticket.runs and ticket.hangs and not self._held
+                for ticket in filter(lambda ticket: ticket.runs, call.tickets):
+                    assert ticket not in cancelled, (
+                        f"job {ticket!r} has been cancelled, but had not ended after "
+                        f"{sum(_PATIENCE):,} seconds"
+                    )
+                    cancelled.add(ticket)
+                    limited = ticket.hangs and not self._held
                     assert not limited or ticket.timeout == math.inf, (
                         f"job {ticket!r} still runs, despite its timeout of "
                         f"{ticket.timeout} seconds"

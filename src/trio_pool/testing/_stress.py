@@ -158,10 +158,13 @@ def _inputs_of(worker: Any, is_handler: bool) -> st.SearchStrategy[Any]:
             first = next(iter(inspect.signature(worker).parameters))
             kind = hints[first]
         else:
-            hints = typing.get_type_hints(inspect.unwrap(worker))
-            (handler, *_) = typing.get_args(hints["return"])
+            enter = worker.__aenter__ if inspect.isclass(worker) else worker
+            hints = typing.get_type_hints(inspect.unwrap(enter))
+            handler = hints["return"]
+            if enter is worker:
+                (handler, *_) = typing.get_args(handler)
             ((kind, *_), _) = typing.get_args(handler)
-    except (NameError, KeyError, StopIteration, TypeError, ValueError):
+    except (NameError, KeyError, AttributeError, StopIteration, TypeError, ValueError):
         kind = None
     if kind is None or kind is Any:
         raise TypeError(
