@@ -293,7 +293,7 @@ def test_a_handler_that_no_cancellation_ends_is_found() -> None:
                 await trio.sleep(60)
 
     error, steps = find(stubborn)
-    assert "had not ended after" in str(error)
+    assert "has been cancelled, but had not ended" in str(error)
     assert len(steps) <= 2
 
 
@@ -339,7 +339,7 @@ class Places(PoolMachine):
 def test_a_worker_that_cannot_be_set_up_again_is_found() -> None:
     with pytest.raises(IndexError) as caught:
         run_state_machine_as_test(Places, settings=EXACT)
-    assert len(steps_of(caught.value)) <= 2
+    assert len(steps_of(caught.value)) <= 3, steps_of(caught.value)
 
 
 def test_a_resource_that_two_workers_use_at_once_is_found() -> None:
@@ -399,7 +399,8 @@ class Counters(PoolMachine):
         self.count = count + 1
 
     def check_end(self) -> None:
-        assert self.count == self.calls_made, "an update is lost"
+        lost = self.calls_made - self.count
+        assert not lost, "an update is lost"
 
 
 def test_a_bug_that_needs_an_order_of_tasks_is_found() -> None:
@@ -489,7 +490,7 @@ def test_jobs_of_one_key_out_of_order_are_found(
         return wrong
 
     plant(monkeypatch, Keys, "leave", make)
-    find_in_pool("was given in before", faults=False, examples=400)
+    find_in_pool("was given in before", faults=False, examples=1000)
 
 
 def test_more_jobs_than_workers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

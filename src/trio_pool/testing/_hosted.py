@@ -50,6 +50,8 @@ class HostedRun:
         self._nursery: trio.Nursery | None = None
         self._own: trio.lowlevel.Task | None = None
         self._usual: set[trio.lowlevel.Task] = set()
+        self.suspects: set[trio.lowlevel.Task] = set()
+        """Tasks that are in the user's code."""
         trio.lowlevel.start_guest_run(
             self._main,
             run_sync_soon_threadsafe=self._ticks.append,
@@ -135,16 +137,20 @@ class HostedRun:
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel(reason="the test is over")
             if attempt:
-                self._abandon()
+                # What the pool itself waits for does not know of errors that
+                # come in between, so its tasks are the last resort.
+                self._abandon(self.suspects if attempt < 5 else {*self.tasks()})
             patience = iter(range(_PATIENCE))
             self._go_on(functools.partial(_is_spent, patience))
             if self._end is not None:
                 return
 
-    def _abandon(self) -> None:
-        """Raise in all tasks that wait for no child: a shield does not stop this."""
-        for task in self.tasks():
-            if not any(nursery.child_tasks for nursery in task.child_nurseries):
+    def _abandon(self, tasks: set[trio.lowlevel.Task]) -> None:
+        """Raise in those that wait for no child: a shield does not stop this."""
+        for suspect in tuple(tasks):
+            for task in (suspect, *_below(suspect)):
+                if any(nursery.child_tasks for nursery in task.child_nurseries):
+                    continue
                 try:
                     trio.lowlevel.reschedule(task, Error(Abandoned()))
                 except AssertionError:

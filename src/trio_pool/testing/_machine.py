@@ -225,6 +225,7 @@ class PoolMachine(RuleBasedStateMachine):
         clock = MockClock(autojump_threshold=0)
         self._stack.enter_context(seeded_scheduler(order, clock))
         self._hosted = HostedRun(clock)
+        self._hosted.suspects = witness.tasks
         self._stack.callback(self._hosted.close)
         self._block = Block(ending)
         self._hosted.start(self._block.run, opening)
@@ -727,7 +728,8 @@ class PoolMachine(RuleBasedStateMachine):
 def _is_news(record: logging.LogRecord) -> bool:
     """Keep the pool from logging thousands of crashes that were asked for."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, (InjectedCrash, InjectedFault, Abandoned))
+    asked_for = (InjectedCrash, InjectedFault, Abandoned)
+    return error is None or not any(isinstance(e, asked_for) for e in leaves(error))
 
 
 def _as_async(function: Callable[[], object]) -> Callable[[], Awaitable[None]]:

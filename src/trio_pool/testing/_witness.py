@@ -142,6 +142,8 @@ class Witness:
         """Between handlers and answers, both of which it may do without."""
         self.asks_ready = False
         """Whether workers are not free to take jobs whenever they are idle."""
+        self.tasks: set[trio.lowlevel.Task] = set()
+        """Those that are in handlers."""
         self._on_worker: dict[int, Ticket] = {}
         self._on_key: dict[Hashable, Ticket] = {}
         self._latest: dict[Hashable, Ticket] = {}
@@ -201,6 +203,8 @@ class Witness:
         ticket = job_input if isinstance(job_input, Ticket) else Ticket(job_input)
         worker = current_job().worker
         attempt = self._begin(ticket, worker)
+        task = trio.lowlevel.current_task()
+        self.tasks.add(task)
         try:
             if ticket.fault is not None and len(ticket.attempts) == 1:
                 faults = Faults(seed=0)
@@ -212,6 +216,7 @@ class Witness:
             self._judge_user(error)
             raise
         finally:
+            self.tasks.discard(task)
             attempt.ended = True
             self._judge_time(ticket, attempt)
             self._on_worker.pop(worker, None)
