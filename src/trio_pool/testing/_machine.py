@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from inspect import iscoroutinefunction
 from typing import Any, ClassVar, TypeVar, TypeVarTuple, Unpack
 
@@ -127,6 +128,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._late_calls = 0
         self._tells_all = False
         self._held = 0
+        self._order = 0
 
     # For subclasses.
 
@@ -153,6 +155,7 @@ class PoolMachine(RuleBasedStateMachine):
         Raises:
           AssertionError: it hangs.
         """
+        self._draw_anew()
         result = self._host().run(async_fn, *args)
         self._check()
         return result
@@ -171,8 +174,17 @@ class PoolMachine(RuleBasedStateMachine):
             except Exception as error:
                 self._witness.report(error)
 
+        self._draw_anew()
         self._host().start(guarded)
         self._go_on()
+
+    def _draw_anew(self) -> None:
+        """Let no step decide on the order of tasks in later ones.
+
+        A program goes on failing so while others of its steps are left out.
+        """
+        scheduler: Any = import_module("trio._core._run")
+        scheduler._r.seed(self._order)  # noqa: SLF001
 
     def _host(self) -> HostedRun:
         if self._hosted is None:
@@ -222,6 +234,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._most = size
         log.addFilter(_is_news)
         self._stack.callback(log.removeFilter, _is_news)
+        self._order = order
         clock = MockClock(autojump_threshold=0)
         self._stack.enter_context(seeded_scheduler(order, clock))
         self._hosted = HostedRun(clock)

@@ -158,7 +158,8 @@ def _inputs_of(worker: Any, is_handler: bool) -> st.SearchStrategy[Any]:
             first = next(iter(inspect.signature(worker).parameters))
             kind = hints[first]
         else:
-            enter = worker.__aenter__ if inspect.isclass(worker) else worker
+            cls: Any = worker
+            enter = cls.__aenter__ if inspect.isclass(worker) else worker
             hints = typing.get_type_hints(inspect.unwrap(enter))
             handler = hints["return"]
             if enter is worker:
