@@ -654,6 +654,11 @@ def test_a_pool_that_gives_up_too_soon_is_found(
         ({"steps": 1.5}, TypeError, "steps.*1.5"),
         ({"timeout": -1.0}, ValueError, "timeout.*-1"),
         ({"bogus": 1}, TypeError, "bogus"),
+        ({"check": 3}, TypeError, "check.*3"),
+        ({"check": double}, TypeError, "check.*plain function.*double"),
+        ({"sizes": -1}, ValueError, "sizes.*-1"),
+        ({"sizes": "x"}, TypeError, "sizes.*'x'"),
+        ({"settings": 3}, TypeError, "settings.*3"),
     ],
     ids=str,
 )
@@ -667,6 +672,29 @@ def test_bad_arguments_are_named(
 def test_what_is_no_worker_is_named() -> None:
     with pytest.raises(TypeError, match=r"worker.*42"):
         stress_pool(42, st.none())  # type: ignore[arg-type]
+
+
+def test_a_handler_or_worker_of_a_machine_may_be_a_method_or_none() -> None:
+    """Python makes methods of functions in a class; whether they are shows."""
+
+    class Function(PoolMachine):
+        handler = double
+
+    class Method(PoolMachine):
+        async def handler(self, number: int) -> int:
+            return await double(number)
+
+    class Factory(PoolMachine):
+        worker = connection
+
+    class FactoryMethod(PoolMachine):
+        @asynccontextmanager
+        async def worker(self) -> AsyncGenerator[Callable[[int], Awaitable[int]], None]:
+            assert isinstance(self, FactoryMethod)
+            yield double
+
+    for machine in Function, Method, Factory, FactoryMethod:
+        run_state_machine_as_test(machine, settings=BRIEF)
 
 
 def test_a_machine_needs_a_handler_or_a_worker() -> None:

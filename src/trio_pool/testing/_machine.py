@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
-from inspect import iscoroutinefunction
+from inspect import getattr_static, iscoroutinefunction, signature
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar, TypeVarTuple, Unpack
 
 import outcome
@@ -81,7 +82,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     After each step the books must balance, and each job that has ended must
     have ended as promised; after the last one the pool is left, and nothing
-    may remain.
+    may remain. Each program has a machine of its own: what must be fresh for
+    each is made in ``__init__``.
     """
 
     handler: ClassVar[Any] = None
@@ -89,7 +91,7 @@ class PoolMachine(RuleBasedStateMachine):
     worker: ClassVar[Any] = None
     """A function that returns an async context manager, as in `open_pool`."""
     inputs: ClassVar[Any] = st.integers(0, 3)
-    """What jobs are given: a strategy."""
+    """What jobs are given: a strategy; by default small numbers."""
     sizes: ClassVar[Any] = st.integers(1, 4)
     """Workers of the pool at the start and after each ``resize``: a strategy."""
     options: ClassVar[Any] = some_options
@@ -99,7 +101,7 @@ class PoolMachine(RuleBasedStateMachine):
     raises: ClassVar[tuple[type[BaseException], ...]] = ()
     """Errors that the handler may raise; any other one fails the test."""
 
-    calls = Bundle("calls")
+    calls: ClassVar[Bundle[Any]] = Bundle("calls")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -129,6 +131,16 @@ class PoolMachine(RuleBasedStateMachine):
         self._tells_all = False
         self._held = 0
         self._order = 0
+
+    def _given(self, name: str, arguments: int) -> Any:
+        """Return a handler or worker; one that is no method is not made one."""
+        plain = getattr_static(self, name)
+        if isinstance(plain, FunctionType):
+            parameters = signature(plain).parameters.values()
+            needed = [one for one in parameters if one.default is one.empty]
+            if len(needed) <= arguments:
+                return plain
+        return getattr(self, name)
 
     # For subclasses.
 
@@ -206,10 +218,11 @@ class PoolMachine(RuleBasedStateMachine):
         self, size: int, options: Options, watched: bool, ending: Ending, order: int
     ) -> None:
         """Open the pool; say how its block ends, and in which order tasks run."""
-        if (self.handler is None) == (self.worker is None):
+        handler, worker = self._given("handler", 1), self._given("worker", 0)
+        if (handler is None) == (worker is None):
             raise TypeError(
                 f"{type(self).__name__} must have either a handler or a worker, got "
-                f"{self.handler!r} and {self.worker!r}"
+                f"{handler!r} and {worker!r}"
             )
         chosen = self._chosen = {
             "restart": Restart(math.inf),
@@ -221,11 +234,11 @@ class PoolMachine(RuleBasedStateMachine):
             chosen["hooks"] = [*chosen.get("hooks", ()), self._fates]
         witness = self._witness
         witness.has_middleware = any(map(chosen.get, ("middleware", "plugins")))
-        if self.worker is not None:
-            factory = partial(witness.live, self.worker)
+        if worker is not None:
+            factory = partial(witness.live, worker)
             opening = partial(open_pool, size, worker=factory, **chosen)
         else:
-            watch = witness.watch(self.handler)
+            watch = witness.watch(handler)
             opening = partial(open_pool, size, watch, **chosen)
         # Where something else holds jobs back, or an idle worker may not be free.
         self._tells_all = not any(

@@ -18,6 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from .. import PoolOptions
 from .._checks import are_errors, as_types, check_count, is_async, refuse
+from .._config import make_config
 from .._events import In, Out
 from ._draws import some_options
 from ._machine import PoolMachine
@@ -73,6 +74,13 @@ def stress_pool(
     errors = as_types(raises)
     if not are_errors(errors):
         raise TypeError(refuse("raises", raises, "an Exception class, or a tuple"))
+    checks: Any = check
+    if checks is not None and (not callable(checks) or is_async(checks)):
+        raise TypeError(refuse("check", check, "a plain function of input and result"))
+    if not isinstance(sizes, (st.SearchStrategy, NoneType)):
+        check_count("sizes", sizes)
+    # What is wrong with an option is said before any program has run.
+    make_config(1, options)
     chosen = _choose(settings, examples, steps)
     totals: Counter[str] = Counter()
 
@@ -105,6 +113,8 @@ def _choose(
     settings: hypothesis_settings | None, examples: int | None, steps: int | None
 ) -> hypothesis_settings:
     """Return how much is to be tried."""
+    if not isinstance(settings, (hypothesis_settings, NoneType)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(refuse("settings", settings, "settings of hypothesis"))
     if settings is None:
         # One error at a time, and nothing on which lines of ours were run.
         settings = hypothesis_settings(
