@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -831,3 +832,19 @@ async def test_a_thread_may_read_of_a_pool_whose_queue_changes_all_the_time() ->
                 await trio.to_thread.run_sync(int)
             done = True
     assert read > 0
+
+
+async def test_what_was_measured_of_many_jobs_is_not_kept_job_by_job(autojump_clock):
+    """Also where only runs are measured. (It takes more than are kept in any case.)"""
+    sizes = []
+    async with open_pool(500, trio.sleep) as pool:
+        for _ in range(11):
+            for _ in range(500):
+                pool.submit_nowait(1)
+            await trio.sleep(2)
+            tracemalloc.start()
+            pool.statistics()
+            sizes.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert pool.statistics().run.count == 5_500
+    assert max(sizes) < 2 * max(sizes[:4]), sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -648,6 +649,27 @@ async def test_the_first_result_does_not_wait_for_a_slow_source() -> None:
         async with pool.stream(source) as results:
             assert await anext(results) == 2
     await source.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+async def test_what_was_measured_of_a_long_map_is_not_kept_item_by_item(
+    size: int,
+) -> None:
+    """Or an endless stream would take more and more memory."""
+    sizes = []
+
+    async def handler(x: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if x % 5_000 == 4_000:
+            tracemalloc.start()
+            pool.statistics()
+            sizes.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    async with open_pool(size, handler) as pool:
+        await pool.map(range(15_000))
+        assert pool.statistics().run.count == 15_000
+    assert max(sizes) < 100_000
 
 
 @every_way

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
-from trio.lowlevel import ParkingLot
+from trio.lowlevel import ParkingLot, enable_ki_protection
 
 from ._backlog import Keys, Line
 from ._batch import Batch
@@ -849,6 +849,7 @@ class Dispatch:
         if len(self.runs.pending) >= FLUSH or len(self.waits.pending) >= FLUSH:
             self.flush()
 
+    @enable_ki_protection
     def flush(self) -> None:
         """Count the times measured lately."""
         self.waits.flush()

@@ -35,6 +35,7 @@ from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed
 from ._events import JobState, WorkerState
 from ._job import Job
+from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
 if TYPE_CHECKING:
@@ -750,6 +751,9 @@ class Worker:
                     context = task.context
                     now = stamp()
                     dispatch.runs.pending.append(now - since)
+                    if len(dispatch.runs.pending) >= FLUSH:
+                        # It may go on like this for ever, and nobody else looks.
+                        dispatch.flush()
                     since = job.started_at = now
                     quick += index - counted - 1
                     self.jobs += index - counted
