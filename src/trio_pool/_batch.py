@@ -278,7 +278,6 @@ class Batch:
             job.attempts = 0
             if job.terms is not job.dispatch.plain_terms:
                 job.terms = self._terms()
-            job.error = None
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = index
         job.name()
@@ -351,8 +350,6 @@ class Batch:
         self.hungry = False
         self._queue.clear()
         self.source = self._items = None
-        if self.feeder is not None:
-            self._wake_feeder()
         if not self.live:
             self._end()
         if self.dispatch.listeners:

@@ -1249,7 +1249,6 @@ class Dispatch:
 
     def cancel_batch(self, batch: Batch) -> None:
         """Cancel every item of a batch that runs or waits to be tried again."""
-        self.change += 1
         for worker in self.workers.values():
             job = worker.job
             if job is None or job.batch is not batch:
