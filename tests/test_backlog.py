@@ -489,6 +489,19 @@ async def test_one_that_leaves_lets_exactly_one_in():
     assert doors.order == ["running", "a", "b", "c"]
 
 
+async def test_a_job_with_terms_finds_an_idle_worker_though_another_has_been_called():
+    """The one that was called comes for the first job, and not for both."""
+    doors = Doors()
+    async with open_pool(2, doors) as pool:
+        pool.pause()
+        pool.submit_nowait("first")
+        pool.resume()
+        pool.submit_nowait("second", id="of its own")
+        await wait_all_tasks_blocked()
+        assert pool.statistics().running == 2
+        doors.open()
+
+
 async def test_growing_the_pool_lets_waiting_callers_in():
     doors = Doors()
     async with open_pool(1, doors, max_backlog=1) as pool:
@@ -903,6 +916,49 @@ def test_a_look_at_the_oldest_changes_nothing():
     assert take_all(line) == [left]
 
 
+def test_a_look_at_the_oldest_leaves_sources_where_they_are():
+    """Or a batch would get no worker any more as others were dropped."""
+    line = Line()
+    first, job, last = Batch(), make_job(0), Batch()
+    line.push_source(first)
+    fill(line, job)
+    line.push_source(last)
+    assert line.oldest() is line.oldest() is job
+    assert line.sources == 2
+    assert [line.pop() for _ in range(4)] == [first, job, last, first]
+
+
+def test_a_look_since_when_the_oldest_waits_costs_the_same_in_a_long_line():
+    def steps_with(many):
+        line = Line()
+        fill(line, *(make_job(n, queued_at=float(n)) for n in range(many)))
+        with counted_steps() as steps:
+            assert line.oldest_since() == 0.0
+        return steps[0]
+
+    assert steps_with(1_000) == steps_with(10)
+
+
+def test_the_top_is_the_highest_level_that_has_not_run_out():
+    line = Line()
+    jobs = [make_job(n, priority=p) for n, p in enumerate([7, 1, 0, -1])]
+    fill(line, *jobs)
+    for job in jobs[:3]:
+        assert list(line.lower_top()) == [job]
+        assert line.pop() is job
+    # Whoever wants one that is lower than most has to ask for it.
+    assert line.lower_top() is line.top is line.plain
+    assert take_all(line) == jobs[3:]
+
+
+def test_the_levels_of_a_stopped_line_stay_until_all_have_left():
+    line = Line()
+    fill(line, high := make_job(0, priority=7), low := make_job(1))
+    line.stop()
+    assert not line.lower_top()
+    assert leave_all(line) == [high, low]
+
+
 def test_shift_takes_the_first_be_it_held_or_not():
     line = Line()
     low, held, high = (make_job(n, priority=p) for n, p in enumerate([0, 1, 1]))
@@ -922,6 +978,26 @@ def test_shift_takes_the_highest_of_those_that_were_passed():
     middle = make_job(4)
     fill(line, middle)
     assert [line.shift() for _ in range(4)] == [high, middle, low, None]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_shift_has_taken_is_in_line_no_more(held):
+    line = Line()
+    job, other = make_job(0), make_job(1)
+    fill(line, job, other, held=[job] if held else [])
+    assert line.shift() is job
+    assert not line.discard(job)
+    assert (line.count, line.ready) == (1, 1)
+    assert line.jobs() == [other]
+
+
+def test_shift_counts_waiting_as_priority_too():
+    line = Line(aging=2.0)
+    old = make_job(0, queued_at=0.0)
+    young = make_job(1, priority=1, queued_at=1.5)
+    late = make_job(2, priority=1, queued_at=2.5)
+    fill(line, old, young, late)
+    assert [line.shift() for _ in range(4)] == [young, old, late, None]
 
 
 def test_aging_counts_waiting_as_priority():
@@ -1079,6 +1155,55 @@ def test_shift_takes_those_that_are_back_in_their_turn():
     back = some_that_are_back(line, 2)
     fill(line, late := make_job(9, 1, queued_at=9.0))
     assert [line.shift() for _ in range(4)] == [*back, late, None]
+
+
+@pytest.mark.parametrize("take", [Line.pop, Line.shift])
+def test_one_that_was_back_and_taken_is_not_taken_again_when_it_waits_elsewhere(take):
+    """As one does that has got in, and fails and is put off."""
+    room, line = Line(), Line()
+    first, second = some_that_are_back(room, 2)
+    assert take(room) is first
+    fill(line, first)
+    assert (room.count, line.count) == (1, 1)
+    assert take(room) is second
+    assert take(room) is None
+    assert take_all(line) == [first]
+
+
+def test_those_that_are_back_keep_their_order_however_many_of_them_leave():
+    line = Line()
+    held = [make_job(n, 1, queued_at=float(n)) for n in range(400)]
+    passer = make_job(400, 1, queued_at=400.0)
+    fill(line, *held, passer, held=held)
+    assert line.pop() is passer
+    for n in range(400):
+        # As mixed as a heap can be.
+        line.release(held[n * 7919 % 400])
+    gone = {n for n in range(400) if n * 4421 % 13 > 3}
+    for n in gone:
+        assert line.discard(held[n])
+    assert take_all(line) == [job for n, job in enumerate(held) if n not in gone]
+
+
+@pytest.mark.parametrize("take", [Line.pop, Line.shift, Line.oldest])
+def test_who_is_left_of_many_priorities_is_found_when_most_have_left(take):
+    line = Line(aging=1.0)
+    jobs = [make_job(n, n % 3, queued_at=float(n)) for n in range(300)]
+    fill(line, *jobs)
+    # What ranks them is set up before they leave.
+    assert line.oldest() is jobs[0]
+    fill(line, first := make_job(300, 1000, queued_at=0.0))
+    assert line.shift() is first
+    for job in jobs[:-3]:
+        assert line.discard(job)
+    left = []
+    for _ in range(3):
+        job = take(line)
+        assert job is not None
+        line.discard(job)
+        left.append(job)
+    assert sorted(left, key=lambda job: job.id) == jobs[-3:]
+    assert line.count == 0
 
 
 def test_nothing_is_kept_of_those_that_were_back_and_left():

@@ -16,6 +16,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 from trio_pool import (
     Autoscale,
     Backoff,
+    CircuitBreaker,
     Hooks,
     JobCancelled,
     JobChanged,
@@ -321,6 +322,28 @@ async def test_it_does_not_grow_while_jobs_wait_because_of_a_pause(
         assert [await reply.wait() for reply in replies] == [1.0] * 4
 
 
+async def test_it_shrinks_where_jobs_age_too(autojump_clock: MockClock) -> None:
+    """Where workers ask for each job, one that rests is not taken for a busy one."""
+    scale = Autoscale(min=1, max=3, interval=0.25, down_after=0.5)
+    async with open_pool(1, obey, scale=scale, aging=1.0) as pool:
+        await pool.resize(3)
+        assert await pool.map([1.0, 1.0, 1.0]) == [1.0, 1.0, 1.0]
+        await trio.sleep(5)
+        assert pool.size == pool.statistics().workers == 1
+
+
+async def test_a_resize_lets_a_worker_stay_that_was_roused_for_a_job() -> None:
+    """Whoever of the two comes first: the worker, or its supervisor."""
+    for _ in range(20):
+        async with open_pool(2, worker=Workers()) as pool:
+            life = await pool.process("life")
+            pool.pause()
+            reply = pool.submit_nowait("life")
+            pool.resume()
+            await pool.resize(1)
+            assert await reply.wait() == life
+
+
 async def test_it_shrinks_in_a_pause_too(autojump_clock: MockClock) -> None:
     scale = Autoscale(min=1, max=3, interval=0.25, down_after=0.5)
     async with open_pool(1, obey, scale=scale) as pool:
@@ -528,6 +551,24 @@ async def test_no_life_starts_more_than_max_jobs_jobs(
     assert set(listener.seen) == {
         (kind, worker) for kind in ("start", "stop") for worker in range(size)
     }
+
+
+async def test_a_job_given_in_as_the_last_of_a_life_fails_is_for_the_next_life() -> (
+    None
+):
+    workers = Workers()
+
+    class Again(Hooks):
+        def on_job_error(self, event: JobChanged) -> None:
+            replies.append(pool.submit_nowait("life"))
+
+    replies: list[Any] = []
+    options: dict[str, Any] = {"hooks": [Again()], "max_jobs": 1}
+    async with open_pool(1, worker=workers, **options) as pool:
+        with pytest.raises(ValueError, match="no"):
+            await pool.process(ValueError("no"))
+        assert await replies[0].wait() == 1
+    assert workers.jobs[:2] == [1, 1]
 
 
 async def test_every_attempt_counts_towards_max_jobs() -> None:
@@ -828,15 +869,17 @@ async def test_only_the_idle_one_of_two_workers_is_replaced(
         assert await reply.wait() == 1.75
 
 
+@pytest.mark.parametrize("is_guarded", [False, True])
 async def test_a_job_given_in_as_the_idle_worker_leaves_is_done(
-    autojump_clock: MockClock,
+    is_guarded: bool, autojump_clock: MockClock
 ) -> None:
     workers = Workers(cleanup=0.25)
-    async with open_pool(1, worker=workers, max_idle=1.0) as pool:
-        for _ in range(4):
+    breaker = CircuitBreaker(1) if is_guarded else None
+    async with open_pool(1, worker=workers, max_idle=1.0, breaker=breaker) as pool:
+        for _ in range(20):
             await trio.sleep(1.0)
             assert isinstance(await pool.process("life"), int)
-        assert pool.statistics().done == 4
+        assert pool.statistics().done == 20
         assert pool.statistics().restarts == 0
 
 

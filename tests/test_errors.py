@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -324,3 +326,23 @@ async def test_a_broken_pool_says_whether_a_job_had_started() -> None:
         assert caught.value.job_id == reply.id
         assert caught.value.started is started
         assert caught.value.attempts == int(started)
+
+
+async def test_a_pool_that_is_over_keeps_nothing_of_what_nobody_read():
+    class Input:
+        pass
+
+    async def fail(_):
+        raise ValueError("no")
+
+    def submit():
+        job = Input()
+        pool.submit_nowait(job)
+        return weakref.ref(job)
+
+    with pytest.raises(ExceptionGroup):
+        async with open_pool(1, fail) as pool:
+            ref = submit()
+    gc.collect()
+    assert ref() is None
+    assert pool.statistics().failed == 1

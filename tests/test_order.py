@@ -853,3 +853,20 @@ async def test_chosen_workers_and_keys_and_priorities_go_together(autojump_clock
         assert trio.current_time() == 1.5
     assert [number for number in starts if number % 2] == list(range(1, 12, 2))
     assert [number for number in starts if not number % 2] == list(range(0, 12, 2))
+
+
+async def test_a_batch_has_waited_since_it_came_and_no_longer(autojump_clock):
+    """With aging, or it would be before jobs of higher priority that came first."""
+    order = []
+
+    async def handler(job):
+        order.append(job)
+        await trio.sleep(1)
+
+    async with open_pool(1, handler, aging=1.0) as pool:
+        await trio.sleep(50)
+        pool.submit_nowait("runs")
+        pool.submit_nowait("waits")
+        await trio.sleep(0.5)
+        await pool.settle(["item"], priority=-1)
+    assert order == ["runs", "waits", "item"]

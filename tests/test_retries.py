@@ -1267,6 +1267,20 @@ async def test_a_retried_item_stays_within_what_a_stream_may_be_ahead(autojump_c
 
 
 @pytest.mark.parametrize("ordered", [True, False])
+async def test_the_error_that_a_retried_item_ended_by_outlives_the_end_of_its_stream(
+    ordered, autojump_clock
+):
+    last = Failure("last")
+    jobs = [Script(Failure(), Failure(), last)]
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_pool(2, run) as pool:
+            async with pool.stream([*jobs, Gate()], retry=SOON, ordered=ordered):
+                await trio.sleep(5)
+                assert count(pool).failed == count(pool).running == 1
+    assert caught.value.exceptions == (last,)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
 async def test_a_stream_left_early_forgets_its_delayed_items(ordered, autojump_clock):
     async with open_pool(2, run) as pool:
         jobs = [failing(), value, failing()]

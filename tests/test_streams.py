@@ -22,6 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_pool import (
     JobCancelled,
+    JobChanged,
     JobTimeout,
     Pool,
     PoolBroken,
@@ -651,6 +652,25 @@ async def test_the_first_result_does_not_wait_for_a_slow_source() -> None:
     await source.aclose()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("size", [0, 1, 3])
+async def test_an_async_input_is_asked_for_one_item_more_than_each_worker_has(
+    size: int,
+) -> None:
+    taken = 0
+
+    async def items() -> AsyncIterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    async with open_pool(size, stuck) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.map, items())
+        await wait_all_tasks_blocked()
+        assert taken == max(1, 2 * size)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("size", [1, 3])
 async def test_what_was_measured_of_a_long_map_is_not_kept_item_by_item(
     size: int,
@@ -670,6 +690,77 @@ async def test_what_was_measured_of_a_long_map_is_not_kept_item_by_item(
         await pool.map(range(15_000))
         assert pool.statistics().run.count == 15_000
     assert max(sizes) < 100_000
+
+
+@every_way
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_ctrl_c_may_land_in_the_input(read: Read, is_async: bool) -> None:
+    """Or nobody could end a program whose input never comes to an end."""
+    protected = []
+
+    class Items:
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            protected.append(trio.lowlevel.currently_ki_protected())
+            if len(protected) > 4:
+                raise StopIteration
+            return len(protected)
+
+    class AsyncItems:
+        def __aiter__(self) -> AsyncIterator[int]:
+            return self
+
+        async def __anext__(self) -> int:
+            protected.append(trio.lowlevel.currently_ki_protected())
+            if len(protected) > 4:
+                raise StopAsyncIteration
+            return len(protected)
+
+    async with open_pool(2, double) as pool:
+        await read(pool, AsyncItems() if is_async else Items())
+    assert protected == [False] * 5
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 9.0])
+async def test_a_worker_counts_each_item_as_it_starts(timeout: float) -> None:
+    """Be it pulled, or asked for as one with a timeout is."""
+    started = 0
+
+    async def handler(x: int) -> None:
+        nonlocal started
+        started += 1
+        assert pool.workers()[0].jobs == started
+        if x % 2:
+            await trio.lowlevel.checkpoint()
+        assert pool.workers()[0].jobs == started
+
+    async with open_pool(1, handler) as pool:
+        await pool.map(range(5), timeout=timeout)
+        assert pool.workers()[0].jobs == started == 5
+
+
+async def test_the_error_of_an_item_is_not_told_of_the_next() -> None:
+    told: list[tuple[str, BaseException | None]] = []
+
+    async with open_pool(1, odd_fails) as pool:
+
+        async def listen(*, task_status: trio.TaskStatus[None]) -> None:
+            async with pool.events() as events:
+                task_status.started()
+                async for event in events:
+                    assert isinstance(event, JobChanged)
+                    told.append((event.kind, event.error))
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(listen)
+            await pool.settle([1, 2])
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    errors = [kind for kind, error in told if error is not None]
+    assert errors == ["job_error"]
+    assert [kind for kind, _ in told][-1] == "job_complete"
 
 
 @every_way
