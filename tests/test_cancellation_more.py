@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import pytest
 import trio
@@ -1433,3 +1434,22 @@ class TestCheckpoints:
                 with assert_checkpoints():
                     await anext(events)
             await stream.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_job_withdrawn_from_a_worker_that_was_roused_makes_way_for_the_next(
+    ticks,
+):
+    marked = ContextVar("marked")
+    async with open_pool(1, run) as pool:
+        pool.pause()
+        # The worker gives way once, to run in the context of the job.
+        marked.set(True)
+        first = pool.submit_nowait(next_job)
+        await wait_all_tasks_blocked()
+        pool.resume()
+        for _ in range(ticks):
+            await trio.lowlevel.checkpoint()
+        first.cancel()
+        with trio.fail_after(5):
+            assert await pool.submit_nowait(next_job).wait() == "the next job"

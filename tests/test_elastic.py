@@ -1873,6 +1873,7 @@ async def test_a_lease_inside_of_the_only_worker_would_deadlock() -> None:
         with pytest.raises(WouldDeadlock):
             await pool.process(nested)
         await check_free(pool)
+        assert pool.statistics().restarts == 0
 
 
 async def test_a_lease_inside_of_a_job_gets_the_other_worker() -> None:
@@ -2011,3 +2012,75 @@ async def test_a_worker_that_is_busy_by_the_time_it_should_go_stays_and_is_count
             await corrected.wait()
         assert sizes == [2, 1, 2]
         assert pool.size == len(pool.workers()) == pool.statistics().busy == 2
+
+
+async def test_a_lease_has_no_worker_once_that_is_lost_though_it_still_cleans_up(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers(cleanup=5.0)
+    async with open_pool(1, worker=workers) as pool, pool.lease() as worker:
+        assert worker.id == 0
+        with pytest.raises(WorkerCrashed):
+            await worker.process(SystemExit())
+        await trio.sleep(1)
+        assert len(workers.setups) == 1
+        assert worker.id is None
+
+
+async def test_a_cancelled_call_of_lease_is_cancelled_though_the_pool_is_closed() -> (
+    None
+):
+    async with open_pool(1, obey) as pool:
+        await pool.shutdown()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with pool.lease():
+                pytest.fail("it was cancelled before")
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("chance", range(12))
+async def test_a_leased_worker_whose_first_job_was_withdrawn_gets_no_other_job(
+    chance: int,
+) -> None:
+    """Which of the two workers wakes first, and so is leased, is up to trio."""
+    release = trio.Event()
+    async with open_pool(2, obey) as pool:
+        withdrawn = [pool.submit_nowait(number) for number in range(2)]
+        for reply in withdrawn:
+            assert reply.cancel()
+        async with pool.lease() as worker:
+            replies = [pool.submit_nowait(release.wait) for _ in range(2)]
+            await wait_all_tasks_blocked()
+            assert pool.statistics().running == 1
+            assert await worker.process(3) == 3
+            release.set()
+            for reply in replies:
+                await reply.wait()
+
+
+async def test_the_age_of_a_fresh_worker_counts_from_its_own_setup(
+    autojump_clock: MockClock,
+) -> None:
+    """The alarm of the worker that it replaces does not ring for it."""
+    workers = Workers()
+    began = trio.current_time()
+    async with open_pool(1, worker=workers, max_jobs=1, max_age=10) as pool:
+        await trio.sleep(6)
+        await pool.process(1)
+        await trio.sleep(9)
+        assert [when - began for when in workers.setups] == [0, 6]
+        await trio.sleep(2)
+        assert [when - began for when in workers.setups] == [0, 6, 16]
+
+
+async def test_a_fresh_worker_goes_on_with_the_record_of_its_slot() -> None:
+    async with open_pool(1, worker=Workers(), max_jobs=2) as pool:
+        with pytest.raises(WorkerCrashed):
+            await pool.process(SystemExit())
+        for number in range(3):
+            await pool.process(number)
+            await wait_all_tasks_blocked()
+        (worker,) = pool.workers()
+        assert (worker.jobs, worker.restarts) == (4, 1)
+        assert isinstance(worker.last_error, SystemExit)

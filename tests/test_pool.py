@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -1325,3 +1326,27 @@ async def test_a_task_pool_refuses_what_is_no_async_function() -> None:
         with pytest.raises(TypeError, match="pass the function and its arguments"):
             await pool.process(double(1))  # type: ignore[arg-type]
         assert counts(pool.statistics()) == {}
+
+
+async def test_jobs_that_never_sleep_let_others_take_turns() -> None:
+    """It takes about 20 ms, as each job has to be longer than a time slice."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def spin(_: int) -> int:
+        until = time.perf_counter() + 0.002
+        while time.perf_counter() < until:
+            pass
+        return turns
+
+    async with open_pool(1, spin) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        replies = [pool.submit_nowait(number) for number in range(10)]
+        seen = [await reply.wait() for reply in replies]
+        nursery.cancel_scope.cancel()
+    assert len(set(seen)) >= 5

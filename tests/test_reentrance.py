@@ -28,6 +28,7 @@ from trio_pool import (
     Restart,
     Retry,
     WorkerCrashed,
+    WorkerState,
     WouldDeadlock,
     WrongThread,
     current_job,
@@ -976,3 +977,49 @@ async def test_join_does_not_outwait_the_last_lease_in_line(ends, autojump_clock
             assert trio.current_time() == 1.0
             # The lease is not to be refused by the end of the block.
             await wait_all_tasks_blocked()
+
+
+async def test_a_worker_that_goes_on_after_a_hook_withdrew_its_job_is_not_idle():
+    """It takes the next job of the key at once, while another is asked to look."""
+    release, hold, scope = trio.Event(), trio.Event(), trio.CancelScope()
+    offered = []
+
+    def choose(idle):
+        offered.append({worker.state for worker in idle})
+        pick = max if len(offered) == 1 else min
+        return pick(idle, key=lambda worker: worker.id)
+
+    def withdraw(_):
+        if len(offered) == 2:
+            scope.cancel()
+
+    async def handler(job):
+        return None if job is None else await job.wait()
+
+    async def call():
+        with scope:
+            await pool.process(None, key="the key")
+
+    async def call_next():
+        await pool.process(hold, key="the key")
+
+    async with open_pool(
+        3, handler, max_backlog=1, choose=choose, hooks=[OnQueue(withdraw)]
+    ) as pool:
+        # There is no room for more, so the calls are heard of as they are taken.
+        late = pool.submit_nowait(None, delay=1000)
+        pool.submit_nowait(release, key="the key")
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            for start in (call, call_next):
+                nursery.start_soon(start)
+                await wait_all_tasks_blocked()
+            release.set()
+            await wait_all_tasks_blocked()
+            assert scope.cancelled_caught
+            assert pool.statistics().running == 1
+            assert len(offered) == 3
+            await pool.process(None)
+            assert offered[3:] == [{WorkerState.IDLE}]
+            hold.set()
+        late.cancel()

@@ -130,6 +130,15 @@ async def test_items_of_different_lengths_are_each_measured(
         assert (run.count, run.mean, run.max) == (4, 0.5, 1.0)
 
 
+async def test_items_that_take_no_time_add_none_to_those_that_sleep(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(1, obey) as pool:
+        await pool.map([0, 1, 2, 1.0, 0, 2.0])
+        run = pool.statistics().run
+        assert (run.count, run.mean, run.max) == (6, 0.5, 2.0)
+
+
 async def test_every_attempt_that_ended_is_a_run(autojump_clock: MockClock) -> None:
     async def fail() -> None:
         await trio.sleep(0.5)
@@ -848,3 +857,16 @@ async def test_what_was_measured_of_many_jobs_is_not_kept_job_by_job(autojump_cl
             tracemalloc.stop()
         assert pool.statistics().run.count == 5_500
     assert max(sizes) < 2 * max(sizes[:4]), sizes
+async def test_the_items_of_the_last_map_are_not_counted_again() -> None:
+    seen: list[int] = []
+
+    async def look() -> None:
+        (worker,) = pool.workers()
+        seen.append(worker.jobs)
+
+    async with open_pool(1, obey) as pool:
+        await pool.map(range(3))
+        # With a timeout each is given to the worker like any other job.
+        await pool.map([look] * 4, timeout=math.inf)
+        await pool.map([look] * 4, timeout=5)
+    assert seen == list(range(4, 12))

@@ -1837,3 +1837,82 @@ async def test_an_async_generator_that_is_called_off_is_closed_before_the_call_r
         log.append("returned")
         assert await pool.process(1) == 1
     assert log == ["closed", "returned"]
+
+
+async def test_an_error_in_the_block_of_a_stream_outlives_its_cancellation() -> None:
+    async with open_pool(1, double) as pool:
+        with pytest.raises(ValueError, match="mine"), trio.CancelScope() as scope:
+            async with pool.stream([1, 2, 3]):
+                scope.cancel()
+                raise ValueError("mine")
+
+
+async def test_others_take_turns_while_the_outcomes_of_a_settle_are_made() -> None:
+    turns = turns_before = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def handler(number: int) -> int:
+        nonlocal turns_before
+        turns_before = turns
+        return number
+
+    async with open_pool(1, handler) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await pool.settle(range(5_000))
+        assert turns - turns_before >= 9
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_input_that_a_handler_changes_is_an_error_of_the_input() -> None:
+    """It is raised by the iterator itself, with no frame of Python."""
+    items = {1, 2, 3}
+
+    async def handler(number: int) -> int:
+        items.add(number + 100)
+        return number
+
+    async with open_pool(1, handler) as pool:
+        with pytest.raises(RuntimeError, match="changed size"):
+            await pool.map(items)
+
+
+async def test_the_last_item_ahead_goes_to_whoever_is_free(
+    autojump_clock: MockClock,
+) -> None:
+    started: list[int] = []
+
+    async def handler(number: int) -> int:
+        started.append(number)
+        if number < 0:
+            await trio.sleep(1)
+        elif number >= 2:
+            await trio.sleep(10)
+        return number
+
+    async with open_pool(2, handler) as pool:
+        reply = pool.submit_nowait(-1)
+        await wait_all_tasks_blocked()
+        async with pool.stream(range(100), ahead=4):
+            await reply.wait()
+            await wait_all_tasks_blocked()
+            assert started == [-1, 0, 1, 2, 3]
+
+
+async def test_an_item_that_fails_has_an_id_of_its_own() -> None:
+    ids: list[int | str] = []
+
+    async def handler(number: int) -> None:
+        if number:
+            raise StopAsyncIteration
+        ids.append(current_job().id)
+
+    async with open_pool(1, handler) as pool, pool.stream([0, 1]) as results:
+        await anext(results)
+        with pytest.raises(RuntimeError, match=r"job \d+ raised") as caught:
+            await anext(results)
+    assert f"job {ids[0]} " not in str(caught.value)

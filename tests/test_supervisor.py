@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -1723,3 +1724,71 @@ async def test_a_worker_that_has_gone_leaves_nothing_for_the_collector() -> None
             assert gc.collect() < 19
     finally:
         gc.enable()
+
+
+async def test_a_shutdown_refuses_all_callers_while_a_job_runs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    refused: list[float] = []
+
+    async def call(pool: Pool[Any, Any]) -> None:
+        with pytest.raises(PoolClosed):
+            await pool.process(1)
+        refused.append(trio.current_time())
+
+    async def rest() -> None:
+        await trio.sleep(10)
+
+    async with open_pool(1, obey, max_backlog=0) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.process, rest)
+            await wait_all_tasks_blocked()
+            for _ in range(2_500):
+                nursery.start_soon(call, pool)
+            await wait_all_tasks_blocked()
+            closed_at = trio.current_time()
+            await pool.shutdown()
+        assert refused == [closed_at] * 2_500
+        assert trio.current_time() == closed_at + 10
+
+
+@pytest.mark.parametrize("chance", range(8))
+async def test_a_block_cancelled_at_its_door_sets_up_all_workers_or_none(
+    chance: int,
+) -> None:
+    """Whether the pool or the cancellation comes first is up to trio."""
+    workers = Workers()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with open_pool(3, worker=workers):
+            pytest.fail("it was cancelled before")
+    assert len(workers.setups) in {0, 3}
+
+
+async def test_a_misnested_job_is_lost_before_its_worker_cleans_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    @asynccontextmanager
+    async def slow() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        try:
+            yield obey
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    async with open_pool(1, worker=slow) as pool:
+        began = trio.current_time()
+        with pytest.raises(WorkerCrashed):
+            await pool.process(leave_a_scope_open)
+        assert trio.current_time() == began
+
+
+async def test_nothing_of_a_pool_is_kept_after_its_block() -> None:
+    hooks = Hooks()
+    kept = weakref.ref(hooks)
+    async with open_pool(1, obey, hooks=[hooks]) as pool:
+        await pool.process(1)
+    del hooks, pool
+    await trio.lowlevel.checkpoint()
+    gc.collect()
+    assert kept() is None

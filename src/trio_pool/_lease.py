@@ -101,7 +101,6 @@ class Lease:
         worker = self.worker
         assert worker is not None
         self.worker = worker.lease = None
-        worker.set_gate()
         if self._error is None:
             self._error = self.dispatch.refusal()
             self._crash = crash
