@@ -6,6 +6,7 @@ import functools
 import gc
 import random
 import re
+import sys
 import threading
 from importlib import import_module
 
@@ -342,8 +343,24 @@ def test_the_place_is_that_of_the_task_that_was_about_to_run():
     with pytest.raises(AssertionError) as info:
         cancel_at(body, 1)
     assert re.search(
-        r'before task .* in File ".*", line \d+, in ', str(info.value.__notes__)
+        r"before task 'body' went on in File \"[^\"]*test_schedules\.py\", line \d+, "
+        r"in test_the_place_is_that_.*body",
+        info.value.__notes__[-1],
     )
+
+
+def test_the_place_is_in_trio_only_where_nothing_else_is():
+    async def body(moment):
+        with moment.calls(fail):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep, 1)
+
+    def fail():
+        raise Failure
+
+    with pytest.raises(Failure) as info:
+        call_at(body, 2)
+    assert re.search(r"task 'trio\.sleep' .*[^\w]trio[^\w]", info.value.__notes__[-1])
 
 
 def test_a_pair_is_told_and_run_again_in_its_order():
@@ -555,13 +572,69 @@ async def shielded_sleeps():
             await trio.sleep(1)
 
 
-@pytest.mark.parametrize("body", [shielded_loop, shielded_sleeps])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_body_that_does_not_hear_of_its_cancellation_is_ended_too(body):
-    with pytest.raises(AssertionError, match="does not end when it is cancelled"):
+async def shielded_ends():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep, 1)
+        try:
+            await trio.sleep(2)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("body", [shielded_loop, shielded_sleeps, shielded_ends])
+def test_a_body_that_does_not_hear_of_its_cancellation_is_ended_too(body, monkeypatch):
+    left = []
+    monkeypatch.setattr(sys, "unraisablehook", left.append)
+    with pytest.raises(AssertionError, match="does not end when it is cancelled") as i:
         cancel_everywhere(body, steps=500, seconds=60)
-    # What it left, trio cannot end any more.
+    assert i.value.__cause__ is None
+    del i
     gc.collect()
+    assert not left
+
+
+async def rude():
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+async def rude_and_broken():
+    try:
+        await rude()
+    finally:
+        raise Failure
+
+
+def test_the_error_of_a_body_that_is_ended_by_force_is_its_cause():
+    with pytest.raises(AssertionError, match="does not end when") as info:
+        run_in_order(rude_and_broken, order=0)
+    assert isinstance(info.value.__cause__, Failure)
+
+
+@pytest.mark.parametrize("run", [run_in_order, explore_orders])
+def test_an_order_in_which_the_body_waits_for_ever_is_ended_too(run):
+    """It takes a quarter of a second, as a body may also wait for a thread."""
+    which = {"order": 3} if run is run_in_order else {"first": 3}
+    with pytest.raises(AssertionError, match="sleep_forever waits for ever") as info:
+        run(trio.sleep_forever, **which)
+    if run is explore_orders:
+        assert info.value.__notes__ == [
+            "in task order 3; again: run_in_order(sleep_forever, order=3)"
+        ]
+
+
+@pytest.mark.parametrize(
+    "run", [functools.partial(run_in_order, order=0), explore_orders]
+)
+def test_an_order_in_which_the_body_takes_too_long_is_ended_too(run):
+    async def sleep():
+        await trio.sleep(61)
+
+    with pytest.raises(AssertionError, match=r"sleep had .* 60 virtual seconds"):
+        run(sleep, seconds=60)
+    with pytest.raises(AssertionError, match=r"shielded_loop had .* after 500 steps"):
+        run(shielded_loop, steps=500)
 
 
 async def two_long_scopes(a, b):

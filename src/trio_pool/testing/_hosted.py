@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack, final
 
 import trio
@@ -24,6 +25,9 @@ _ROUNDS = 5_000
 # And after which a run that was cancelled is not going to end by itself.
 _PATIENCE = 300
 
+# Attempts to end a run that are made in the user's code alone.
+_RESORT = 5
+
 
 class Abandoned(BaseException):
     """Ends tasks that no cancellation ends."""
@@ -39,11 +43,7 @@ class HostedRun:
     """
 
     def __init__(self, clock: MockClock) -> None:
-        if trio.lowlevel.in_trio_run():
-            raise RuntimeError(
-                "this needs a trio run of its own, and cannot have it within "
-                "another: call it from a plain function, not from an async one"
-            )
+        refuse_inside_trio("this")
         self._clock = clock
         self._ticks: deque[Callable[[], object]] = deque()
         self._end: Outcome[None] | None = None
@@ -63,7 +63,7 @@ class HostedRun:
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
             self._own = trio.lowlevel.current_task()
-            self._usual = {*_below(_root_of(self._own))}
+            self._usual = {*below(root_of(self._own))}
             self._nursery = nursery
             await trio.sleep_forever()
 
@@ -129,7 +129,7 @@ class HostedRun:
         """Return all tasks there are, but for trio's own and that of this run."""
         if self._own is None or self._end is not None:
             return []
-        return [task for task in _below(_root_of(self._own)) if task not in self._usual]
+        return [task for task in below(root_of(self._own)) if task not in self._usual]
 
     def close(self) -> None:
         """End the run: by cancelling it and, where that does not help, by force."""
@@ -139,26 +139,13 @@ class HostedRun:
             if attempt:
                 # What the pool itself waits for does not know of errors that
                 # come in between, so its tasks are the last resort.
-                self._abandon(self.suspects if attempt < 5 else {*self.tasks()})
+                found = [(one, *below(one)) for one in self.suspects]
+                last = attempt >= _RESORT
+                abandon(self.tasks() if last else set(itertools.chain(*found)))
             patience = iter(range(_PATIENCE))
             self._go_on(functools.partial(_is_spent, patience))
             if self._end is not None:
                 return
-
-    def _abandon(self, tasks: set[trio.lowlevel.Task]) -> None:
-        """Raise in those that wait for no child: a shield does not stop this."""
-        for suspect in tuple(tasks):
-            for task in (suspect, *_below(suspect)):
-                if any(nursery.child_tasks for nursery in task.child_nurseries):
-                    continue
-                try:
-                    trio.lowlevel.reschedule(task, Error(Abandoned()))
-                except AssertionError:
-                    # It has its turn already, as one that swallows each
-                    # cancellation has all the time: change what it will hear.
-                    insides: Any = task
-                    insides._next_send_fn = task.coro.throw  # noqa: SLF001
-                    insides._next_send = Abandoned()  # noqa: SLF001
 
     def _raise_end(self) -> NoReturn:
         if isinstance(self._end, Error):
@@ -170,17 +157,43 @@ class HostedRun:
         raise RuntimeError("the run has ended")
 
 
-def _root_of(task: trio.lowlevel.Task) -> trio.lowlevel.Task:
+def refuse_inside_trio(what: str, remedy: str = "") -> None:
+    """Refuse to start a trio run inside of another one, and say what to do."""
+    if trio.lowlevel.in_trio_run():
+        remedy = remedy or "call it from a plain function, not from an async one"
+        raise RuntimeError(
+            f"{what} needs a trio run of its own, and cannot have it within "
+            f"another: {remedy}"
+        )
+
+
+def abandon(tasks: Iterable[trio.lowlevel.Task]) -> None:
+    """Raise in all tasks that wait for no child: a shield does not stop this."""
+    for task in tasks:
+        if not any(nursery.child_tasks for nursery in task.child_nurseries):
+            try:
+                trio.lowlevel.reschedule(task, Error(Abandoned()))
+            except AssertionError:
+                # It has its turn already, as one that swallows each
+                # cancellation has all the time: change what it will hear.
+                insides: Any = task
+                insides._next_send_fn = task.coro.throw  # noqa: SLF001
+                insides._next_send = Abandoned()  # noqa: SLF001
+
+
+def root_of(task: trio.lowlevel.Task) -> trio.lowlevel.Task:
+    """Return the task that all tasks of a run are below of."""
     while task.parent_nursery is not None:
         task = task.parent_nursery.parent_task
     return task
 
 
-def _below(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+def below(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    """Find the tasks of the nurseries of a task, and those of theirs."""
     for nursery in task.child_nurseries:
         for child in nursery.child_tasks:
             yield child
-            yield from _below(child)
+            yield from below(child)
 
 
 def _is_spent(patience: Iterator[int]) -> bool:

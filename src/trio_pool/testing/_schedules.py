@@ -6,11 +6,10 @@ import functools
 import reprlib
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack, final
+from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack, cast, final
 
 import attrs
 import trio
-from trio.testing import MockClock
 
 from .._checks import check_count, note
 from ._scheduler import is_inside, seeded_scheduler
@@ -29,6 +28,8 @@ def run_in_order(
     *args: *Args,
     order: int,
     clock: trio.abc.Clock | None = None,
+    seconds: float = 86_400.0,
+    steps: int = 100_000,
 ) -> T:
     """Run ``async_fn(*args)`` by `trio.run`, with the task order number ``order``.
 
@@ -38,14 +39,17 @@ def run_in_order(
     from ``order``: the same order gives the same run, as long as the function
     does not depend on real time, threads or the network. By default time is
     virtual, a `trio.testing.MockClock` that jumps when nothing else happens.
-    Other threads must not start runs of trio meanwhile.
+    With a clock of yours nobody looks whether the run ends. Other threads must
+    not start runs of trio meanwhile.
 
     Raises:
+      AssertionError: it waits for ever, or takes more than ``seconds`` of
+        virtual time, or more than ``steps`` steps of tasks.
       RuntimeError: this version of trio orders its tasks in another way.
     """
-    check_count("order", order)
     if clock is None:
-        clock = MockClock(autojump_threshold=0)
+        return _ordered(async_fn, args, order, seconds, steps)
+    check_count("order", order)
     with seeded_scheduler(order, clock):
         return trio.run(async_fn, *args, clock=clock)
 
@@ -55,17 +59,23 @@ def explore_orders(
     *args: *Args,
     orders: int = 100,
     first: int = 0,
+    seconds: float = 86_400.0,
+    steps: int = 100_000,
 ) -> int:
     """Run ``async_fn(*args)`` under ``orders`` task orders; return how many ran.
 
     Each is a `run_in_order` of its own, in virtual time. The first error ends
     it, with a note that names the order and how to run it again.
+
+    Raises:
+      AssertionError: it waits for ever, or takes more than ``seconds`` of
+        virtual time, or more than ``steps`` steps of tasks, in some order.
     """
     check_count("orders", orders, zero=False)
     check_count("first", first)
     for order in range(first, first + orders):
         try:
-            run_in_order(async_fn, *args, order=order)
+            _ordered(async_fn, args, order, seconds, steps)
         except BaseException as error:
             call = ", ".join([name_of(async_fn), *map(reprlib.repr, args)])
             note(error, f"in task order {order}; again: run_in_order({call}, {order=})")
@@ -227,6 +237,27 @@ class _Cancellation:
 
     def come(self) -> None:
         self.argument.cancel()
+
+
+def _ordered(
+    async_fn: Callable[[Unpack[Args]], Awaitable[T]],
+    args: tuple[*Args],
+    order: int,
+    seconds: float,
+    steps: int,
+) -> T:
+    """Run a function in one order, and look whether it ends."""
+    trial = Trial(
+        body=functools.partial(async_fn, *args),
+        count=0,
+        name=name_of(async_fn),
+        make=_Cancellation,
+        replay="run_in_order",
+        order=order,
+        seconds=seconds,
+        steps=steps,
+    )
+    return cast("T", trial.run(()).result)
 
 
 def _cancellations(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, TypeAlias, final
 
 import attrs
@@ -15,6 +19,7 @@ from trio.lowlevel import Task
 from trio.testing import MockClock
 
 from .._checks import check_count, check_seconds, note, refuse, valid
+from ._hosted import Abandoned, abandon, below, root_of
 from ._scheduler import seeded_scheduler
 
 Plan: TypeAlias = tuple[tuple[int, int], ...]
@@ -24,6 +29,20 @@ Plan: TypeAlias = tuple[tuple[int, int], ...]
 # a body waits for ever: its time is virtual, so it waits for no deadline.
 _IDLE_TURNS = 100
 _IDLE_SECONDS = 0.25
+
+# How often a body is ended by force that does not end when it is cancelled, and
+# the turns of the loop that it has to unwind each time.
+_PUSHES = 20
+_PATIENCE = 100
+
+
+_TRIO = f"{Path(trio.__file__).parent}{os.sep}"
+_TRIO_POOL = f"{Path(__file__).parents[1]}{os.sep}"
+
+# Whose frames say little of where a program stands: the fewer, the better.
+_HOUSES = ((_TRIO, _TRIO_POOL), (_TRIO,))
+
+_ASYNC = "an async function"
 
 
 class Happening(Protocol):
@@ -44,7 +63,10 @@ class Happening(Protocol):
 
 
 class _Hung(BaseException):
-    """Ends a run whose body does not even end when it is cancelled."""
+    """Ends a run that nothing else ends, with all that is left in it."""
+
+
+_OURS = (Abandoned, _Hung)
 
 
 @final
@@ -72,16 +94,27 @@ class _Watch(trio.abc.Instrument):
         self._until = self._last_step = 0.0
         self._idle = 0
         self._allowance = trial.steps
+        self.result: Any = None
+        """What the body returned."""
+        self._pushed = -1
+        """Turns of the loop since the body is ended by force."""
 
     async def run(self) -> None:
         """Be the main task: run the body, and count meanwhile."""
+        task = trio.lowlevel.current_task()
+        task.name = self.trial.name
+        self._root = root_of(task)
+        self._usual = {*below(self._root)} - {task}
         self._until = trio.current_time() + self.trial.seconds
         with self.body:
             self.is_on = True
             # A step of its own, so that the first one is before the body's.
             await trio.lowlevel.cancel_shielded_checkpoint()
             try:
-                await self.trial.body(*(each.argument for each in self.happenings))
+                ran = self.trial.body(*(each.argument for each in self.happenings))
+                if not inspect.isawaitable(ran):
+                    raise TypeError(refuse("body", self.trial.body, _ASYNC))
+                self.result = await ran
             finally:
                 self.is_on = False
 
@@ -117,6 +150,8 @@ class _Watch(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """Look whether the program goes on."""
+        if self._pushed >= 0:
+            self._push()
         if not self.is_on:
             return
         now = self.clock.current_time()
@@ -135,14 +170,23 @@ class _Watch(trio.abc.Instrument):
 
     def _hang(self, how: str) -> None:
         if self.hung:
-            # It did not end by its cancellation either. Trio asks its clock in
-            # each turn, and nothing else can get a program out of its loop.
             self.hung += ", and does not end when it is cancelled"
             self.is_on = False
-            vars(self.clock)["current_time"] = _give_up
+            self._pushed = 0
         else:
             self.hung = how
             self.body.cancel()
+
+    def _push(self) -> None:
+        """End tasks by force, so that nothing is left for the garbage collector."""
+        pushes, wait = divmod(self._pushed, _PATIENCE)
+        self._pushed += 1
+        if pushes == _PUSHES:
+            # Trio asks its clock in each turn, and nothing else can get a program
+            # out of its loop that does not even end now.
+            vars(self.clock)["current_time"] = _give_up
+        elif not wait:
+            abandon([task for task in below(self._root) if task not in self._usual])
 
 
 def _give_up() -> float:
@@ -177,7 +221,7 @@ class Trial:
             error = found
         if watch.hung:
             hung = AssertionError(f"{self.name} {watch.hung}")
-            hung.__cause__ = None if _is_ours(error) else error
+            hung.__cause__ = _without_ours(error)
             error = hung
         elif watch.trouble is not None:
             # What the body had to say about it is kept as its context.
@@ -186,7 +230,8 @@ class Trial:
         if error is None:
             return watch
         try:
-            note(error, self._tell(watch))
+            if self.count:
+                note(error, self._tell(watch))
             raise error
         finally:
             del error
@@ -259,6 +304,10 @@ class Trial:
             )
 
 
+def _is_of(frame: FrameType, house: tuple[str, ...]) -> bool:
+    return frame.f_code.co_filename.startswith(house)
+
+
 def name_of(function: Any) -> str:
     """Name a function as one would write it."""
     if isinstance(function, functools.partial):
@@ -267,11 +316,19 @@ def name_of(function: Any) -> str:
 
 
 def _describe(task: Task) -> str:
-    """Say where a task stands that is about to run."""
-    frames = list(task.iter_await_frames())
+    """Say where a task stands that is about to run, in the user's code if it can."""
+    frames: list[tuple[FrameType, int]] = []
+    # Trio cannot look into every kind of awaitable.
+    with suppress(TypeError):
+        frames.extend(task.iter_await_frames())
     if not frames:
         return f"task {task.name!r} ran"
     frame, line = frames[-1]
+    for house in _HOUSES:
+        outside = [each for each in frames if not _is_of(each[0], house)]
+        if outside:
+            frame, line = outside[-1]
+            break
     code = frame.f_code
     return (
         f'task {task.name!r} went on in File "{code.co_filename}", line {line}, '
@@ -279,10 +336,13 @@ def _describe(task: Task) -> str:
     )
 
 
-def _is_ours(error: BaseException | None) -> bool:
-    return isinstance(error, trio.TrioInternalError) and isinstance(
-        error.__cause__, _Hung
-    )
+def _without_ours(error: BaseException | None) -> BaseException | None:
+    """Leave out what only ended the run."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(Abandoned)[1]
+    internal = isinstance(error, trio.TrioInternalError)
+    is_ours = isinstance(error.__cause__ if error and internal else error, _OURS)
+    return None if is_ours else error
 
 
 def count_arguments(body: object, least: int) -> int:
