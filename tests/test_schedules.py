@@ -203,10 +203,22 @@ def test_a_trio_that_has_changed_is_refused_by_name(monkeypatch, name):
         run_in_order(race, order=0)
 
 
-async def test_a_run_inside_of_a_run_is_refused_and_leaves_nothing_changed():
+@pytest.mark.parametrize(
+    "run",
+    [
+        functools.partial(run_in_order, order=0),
+        explore_orders,
+        cancel_everywhere,
+        cancel_at,
+        call_everywhere,
+        call_at,
+    ],
+)
+async def test_a_run_inside_of_a_run_is_refused_and_leaves_nothing_changed(run):
     before = vars(SCHEDULER)["_r"].getstate()
-    with pytest.raises(RuntimeError, match="from inside"):
-        run_in_order(race, order=0)
+    with pytest.raises(RuntimeError, match="call it from a plain function") as info:
+        run(race)
+    assert not hasattr(info.value, "__notes__")
     assert vars(SCHEDULER)["_r"].getstate() == before
 
 
@@ -678,6 +690,95 @@ def test_bad_options_are_refused_by_name(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         cancel_everywhere(race, **options)
+
+
+def test_a_body_that_never_enters_its_scope_is_refused():
+    async def body(one, other):
+        with one:
+            await trio.lowlevel.checkpoint()
+
+    with pytest.raises(ValueError, match=r"body has to enter .* its argument 1: "):
+        cancel_everywhere(body)
+
+
+def test_a_body_that_never_uses_its_moment_is_refused():
+    async def body(moment):
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises(ValueError, match=r"body has to .*calls.* its argument 0: "):
+        call_everywhere(body)
+
+
+def test_a_scope_may_be_entered_only_when_the_other_one_is_cancelled():
+    async def body(one, other):
+        with one:
+            await trio.lowlevel.checkpoint()
+        if one.cancelled_caught:
+            with other:
+                await trio.lowlevel.checkpoint()
+
+    assert cancel_everywhere(body) > 3
+
+
+@pytest.mark.parametrize("fn", [race, 3, functools.partial(race, 2)])
+def test_a_moment_calls_synchronous_functions_only(fn):
+    async def body(moment):
+        with moment.calls(fn):
+            await trio.lowlevel.checkpoint()
+
+    with pytest.raises(TypeError, match="fn must be a synchronous function, got"):
+        call_everywhere(body)
+
+
+def test_a_moment_whose_function_gives_a_coroutine_fails():
+    async def body(moment):
+        with moment.calls(lambda: race()):
+            await trio.lowlevel.checkpoint()
+
+    with pytest.raises(TypeError, match=r"fn must be .* gives a coroutine, got .*lam"):
+        call_everywhere(body)
+
+
+EVERY_WAY = [
+    functools.partial(run_in_order, order=0),
+    functools.partial(run_in_order, order=0, clock=MockClock()),
+    explore_orders,
+    cancel_everywhere,
+    cancel_at,
+    call_everywhere,
+    call_at,
+]
+
+
+@pytest.mark.parametrize("run", EVERY_WAY)
+def test_what_is_no_async_function_is_refused_before_it_is_called(run):
+    called = []
+
+    def body(one=None):
+        called.append(one)
+
+    for wrong in (body, 3, called.append, Failure):
+        with pytest.raises(TypeError, match=r"(body|async_fn) must be an async f") as e:
+            run(wrong)
+        assert not hasattr(e.value, "__notes__")
+    assert not called
+
+
+def test_a_lambda_may_give_what_an_async_function_does():
+    assert len(run_in_order(lambda: race(2), order=0)) == 2
+    with pytest.raises(TypeError, match="body must be an async function"):
+        run_in_order(lambda: 3, order=0)
+
+
+def test_what_is_no_clock_is_refused():
+    with pytest.raises(TypeError, match=r"clock must be a trio\.abc\.Clock .* got 3"):
+        run_in_order(race, order=0, clock=3)
+
+
+@pytest.mark.parametrize("at", [(0, 1, 2), "x", ("a", 1), (0,), 1.5])
+def test_steps_of_another_shape_are_refused(at):
+    with pytest.raises(TypeError, match="at must be"):
+        cancel_at(race, at)
 
 
 def test_a_body_of_other_arguments_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack, cast, final
 import attrs
 import trio
 
-from .._checks import check_count, note
+from .._checks import check_count, is_async, note, refuse
+from ._hosted import refuse_inside_trio
 from ._scheduler import is_inside, seeded_scheduler
-from ._trials import Plan, Trial, count_arguments, name_of
+from ._trials import Plan, Trial, check_body, count_arguments, name_of
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -47,8 +49,12 @@ def run_in_order(
         virtual time, or more than ``steps`` steps of tasks.
       RuntimeError: this version of trio orders its tasks in another way.
     """
+    refuse_inside_trio("run_in_order()")
+    check_body("async_fn", async_fn)
     if clock is None:
         return _ordered(async_fn, args, order, seconds, steps)
+    if not isinstance(clock, trio.abc.Clock):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(refuse("clock", clock, "a trio.abc.Clock or None"))
     check_count("order", order)
     with seeded_scheduler(order, clock):
         return trio.run(async_fn, *args, clock=clock)
@@ -71,6 +77,8 @@ def explore_orders(
       AssertionError: it waits for ever, or takes more than ``seconds`` of
         virtual time, or more than ``steps`` steps of tasks, in some order.
     """
+    refuse_inside_trio("explore_orders()")
+    check_body("async_fn", async_fn)
     check_count("orders", orders, zero=False)
     check_count("first", first)
     for order in range(first, first + orders):
@@ -106,7 +114,8 @@ def cancel_everywhere(
       AssertionError: a schedule waits for ever, or takes more than ``seconds``
         of virtual time, or more than ``steps`` steps.
       ValueError: there are more schedules than ``limit``. If ``drawn``, that
-        many are tried instead, a sample that follows from ``order``.
+        many are tried instead, a sample that follows from ``order``. Or no
+        schedule ever takes a step inside of a scope.
     """
     return _cancellations(body, order, seconds, steps).run_all(limit, drawn)
 
@@ -145,6 +154,9 @@ def call_everywhere(
     ``with moment.calls(fn):`` what happens then, and while it may. First none
     comes; then each at every step of any task meanwhile; then both, at every
     pair of such steps, also at the same one, each of them first.
+
+    Raises:
+      AssertionError, ValueError: as `cancel_everywhere`.
     """
     return _calls(body, order, seconds, steps).run_all(limit, drawn)
 
@@ -170,7 +182,7 @@ def call_at(
 class _Filling:
     """What a body wants of a moment, and whether that has come."""
 
-    fn: Callable[[], object] | None = None
+    fn: functools.partial[object] | None = None
     happened: bool = False
 
 
@@ -198,7 +210,13 @@ class Moment:
 
         The function is synchronous, and called on trio's thread between two
         steps of tasks. An error that it raises fails the schedule.
+
+        Raises:
+          TypeError: it is no function, or an async one.
         """
+        given: object = fn
+        if not callable(given) or is_async(given):
+            raise TypeError(refuse("fn", given, "a synchronous function"))
         self._filling.fn = functools.partial(fn, *args)
         try:
             yield
@@ -215,12 +233,20 @@ class _Call:
         self.argument = Moment(self.filling)
 
     def may_come(self, step: int) -> bool:
-        return self.filling.fn is not None and not self.filling.happened
+        return self.is_open() and not self.filling.happened
+
+    def is_open(self) -> bool:
+        return self.filling.fn is not None
 
     def come(self) -> None:
         self.filling.happened = True
-        assert self.filling.fn is not None
-        self.filling.fn()
+        fn = self.filling.fn
+        assert fn is not None
+        result = fn()
+        if inspect.iscoroutine(result):
+            result.close()
+            expected = "a synchronous function, and not one that gives a coroutine"
+            raise TypeError(refuse("fn", fn.func, expected))
 
 
 @final
@@ -233,7 +259,10 @@ class _Cancellation:
     def may_come(self, step: int) -> bool:
         # Before it is entered, one step is as good as another.
         scope = self.argument
-        return (not step or is_inside(scope)) and not scope.cancel_called
+        return (not step or self.is_open()) and not scope.cancel_called
+
+    def is_open(self) -> bool:
+        return is_inside(self.argument)
 
     def come(self) -> None:
         self.argument.cancel()
@@ -267,11 +296,13 @@ def _cancellations(
         with scope:
             await body()
 
+    refuse_inside_trio("a test by schedules")
     count = count_arguments(body, 0)
     return Trial(
         body=body if count else cancel_all,
         count=count or 1,
         name=name_of(body),
+        needs="enter its trio.CancelScope, and await in it" if count else "",
         make=_Cancellation,
         replay="cancel_at",
         order=order,
@@ -283,10 +314,12 @@ def _cancellations(
 def _calls(
     body: Callable[..., Awaitable[object]], order: int, seconds: float, steps: int
 ) -> Trial:
+    refuse_inside_trio("a test by schedules")
     return Trial(
         body=body,
         count=count_arguments(body, 1),
         name=name_of(body),
+        needs="enter `with moment.calls(fn):`, and await in it",
         make=_Call,
         replay="call_at",
         order=order,
@@ -296,4 +329,7 @@ def _calls(
 
 
 def _plan(at: tuple[Step, ...]) -> Plan:
+    for step in at:
+        if isinstance(step, tuple) and len(step) != 2:  # pyright: ignore[reportUnnecessaryComparison]
+            raise TypeError(refuse("at", step, "a step, or (n, step)"))
     return tuple(step if isinstance(step, tuple) else (0, step) for step in at)

@@ -18,7 +18,7 @@ import trio
 from trio.lowlevel import Task
 from trio.testing import MockClock
 
-from .._checks import check_count, check_seconds, note, refuse, valid
+from .._checks import check_count, check_seconds, is_async, note, refuse, valid
 from ._hosted import Abandoned, abandon, below, root_of
 from ._scheduler import seeded_scheduler
 
@@ -57,6 +57,10 @@ class Happening(Protocol):
         """Say whether the body lets it happen now."""
         ...
 
+    def is_open(self) -> bool:
+        """Say whether the body is now where it is meant to happen."""
+        ...
+
     def come(self) -> None:
         """Let it happen."""
         ...
@@ -87,6 +91,8 @@ class _Watch(trio.abc.Instrument):
         self.step = 0
         self.steps_of: list[list[int]] = [[] for _ in self.happenings]
         """The steps at which each happening could come, after those planned."""
+        self.opened: set[int] = set()
+        """What the body came to at some step."""
         self.places: list[str] = []
         """Where the program stood when what was planned came."""
         self.trouble: BaseException | None = None
@@ -129,6 +135,9 @@ class _Watch(trio.abc.Instrument):
         if not self.is_on:
             return
         step, self.step = self.step, self.step + 1
+        for number, happening in enumerate(self.happenings):
+            if happening.is_open():
+                self.opened.add(number)
         # An error here would only be logged by trio.
         try:
             while not self.is_complete:
@@ -200,6 +209,8 @@ class Trial:
     body: Callable[..., Awaitable[object]]
     count: int
     """The arguments of the body: what can happen to it."""
+    needs: str = ""
+    """What a body has to do with each of them, or there is nothing to test."""
     name: str
     make: Callable[[], Happening]
     """Makes what can happen, for one argument of the body."""
@@ -254,6 +265,8 @@ class Trial:
         check_count("limit", limit, zero=False)
         done = 1
         bare = self.run(())
+        opened = bare.opened
+        is_sample = False
         plans: list[Plan] = [
             ((number, step),)
             for number, steps in enumerate(bare.steps_of)
@@ -265,8 +278,10 @@ class Trial:
             if drawn and more:
                 # Leave half of a sample to those in which a second one happens.
                 room = (room + 1) // 2
+            is_sample |= len(plans) > room
             for plan in self._choose(plans, room, drawn):
                 watch = self.run(plan)
+                opened |= watch.opened
                 done += watch.is_complete
                 further += [
                     (*plan, (number, step))
@@ -276,6 +291,13 @@ class Trial:
                 if len(further) > limit and not drawn:
                     self._choose(further, limit - done, drawn)
             plans = further
+        for number in range(self.count):
+            # What was left out of a sample may have come to it.
+            if self.needs and number not in opened and not is_sample:
+                raise ValueError(
+                    f"{self.name} has to {self.needs}, for its argument {number}: "
+                    f"it was in no such block at any step of {done} schedules"
+                )
         return done
 
     def _choose(self, plans: Sequence[Plan], limit: int, drawn: bool) -> Sequence[Plan]:
@@ -292,6 +314,7 @@ class Trial:
         """Run one schedule, all of which has to come to pass."""
         for number, step in plan:
             check_count("at", step)
+            check_count("at", number)
             if number not in range(self.count):
                 expected = f"a step, or (n, step) with n below {self.count}"
                 raise ValueError(refuse("at", (number, step), expected))
@@ -345,13 +368,21 @@ def _without_ours(error: BaseException | None) -> BaseException | None:
     return None if is_ours else error
 
 
-def count_arguments(body: object, least: int) -> int:
+def check_body(option: str, body: Any, expected: str = _ASYNC) -> None:
+    """Refuse what is no async function before it is called."""
+    # A lambda may well return what an async function gives: it is judged by that.
+    is_plain = inspect.isroutine(body) or inspect.isclass(body)
+    is_lambda = getattr(body, "__name__", "") == "<lambda>"
+    if not callable(body) or (is_plain and not is_lambda and not is_async(body)):
+        raise TypeError(refuse(option, body, expected))
+
+
+def count_arguments(body: Any, least: int) -> int:
     """Return how many arguments a body takes, of ``least`` to two."""
     expected = (
         f"an async function of {'none, ' if not least else ''}one or two arguments"
     )
-    if not callable(body):
-        raise TypeError(refuse("body", body, expected))
+    check_body("body", body, expected)
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     count = sum(
         parameter.default is parameter.empty and parameter.kind in kinds
