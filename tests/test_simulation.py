@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -740,6 +741,8 @@ def test_bad_values_are_refused(make: Callable[[], object], complaint: str) -> N
         (lambda: simulate(*fine, jobs=1, seed=1.5), "seed must be an int or a str"),  # type: ignore[arg-type]
         (lambda: simulate(*fine, jobs=1, each={"x": 1}), "each must be options of"),  # type: ignore[typeddict-unknown-key]
         (lambda: simulate(*fine, jobs=1, each=3), "each must be a mapping of"),  # type: ignore[arg-type]
+        (lambda: simulate(*fine, jobs=1, each=lambda _: 3), "each draws must be a m"),  # type: ignore[arg-type,return-value]
+        (lambda: simulate(*fine, jobs=1, each=lambda _: {"x": 1}), "each draws must"),  # type: ignore[typeddict-unknown-key]
         (lambda: simulate(*fine, jobs=1, sise=3), "open_pool has no option 'sise'"),  # type: ignore[call-arg]
         (lambda: simulate(lambda _: "x", [1], 1), "handler_model draws must be"),  # type: ignore[arg-type,return-value]
     ],
@@ -753,6 +756,21 @@ def test_what_a_model_raises_leaves_as_it_is() -> None:
     for model in (lambda _: 1 / 0, lambda chance: 1 / (chance.random() < 0.9)):
         with pytest.raises(ZeroDivisionError):
             simulate(model, Regular(1.0), 1, jobs=200)
+
+
+def test_an_interrupt_leaves_bare() -> None:
+    async def handler(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await trio.sleep(1)
+
+    def draw(_: object) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    for model in (handler, draw):
+        with pytest.raises(KeyboardInterrupt) as info:
+            simulate(model, Regular(1.0), 2, jobs=9)
+        assert not isinstance(info.value.__context__, BaseExceptionGroup)
 
 
 def test_a_run_in_which_nothing_can_happen_any_more_is_ended() -> None:

@@ -36,6 +36,7 @@ from .._checks import check_count, check_seconds, is_async, refuse
 from .._config import make_config
 from .._events import log
 from ._clock import VirtualClock
+from ._hosted import refuse_inside_trio
 from ._ledger import Call, FullLedger, Ledger
 from ._loads import ArrivalModel, Arrivals, Draw, HandlerModel, Recorded, Trace
 from ._report import SimulationReport
@@ -293,7 +294,11 @@ class _Simulation:
             if not self.is_handler:
                 call.seconds = _checked("what handler_model draws", draw(services))
             call.fails = share > 0.0 and failures.random() < share
-            call.options = each(extras) if callable(each) else each
+            if callable(each):
+                call.options = each(extras)
+                _check_options("what each draws", call.options)
+            else:
+                call.options = each
             yield call
 
     async def work(self, call: Call) -> None:
@@ -342,14 +347,16 @@ def simulate(
     """Run a pool in virtual time under jobs drawn by chance; report how it did.
 
     The pool is a real one, ``open_pool(size, handler, **options)``. Jobs come as
-    ``arrivals`` says, whatever became of those before, until there were ``jobs``
-    or ``seconds`` are over; then the pool finishes them. Each try takes the time
+    ``arrivals`` says until there were ``jobs`` or ``seconds`` are over; then the
+    pool finishes them. An iterable, or what a callable returns each time, is the
+    gap in seconds since the job before; for times since the start there is
+    `Trace`. Each try takes the time
     that ``handler_model`` draws, and fails with probability ``failures``, by
     `SimulatedFailure`. An async model is the handler itself. ``each``, a mapping
     or what draws one, has options of each job (ttl, priority, ...). Jobs of the
     first ``warmup`` seconds are not counted. The same seed gives the same report.
 
-    24 bytes are kept for each job. It runs a trio of its own: in a trio program
+    It keeps 24 bytes for each job and runs a trio of its own: in a trio program
     call it in a thread. Models must not wait for anything real.
 
     Raises:
@@ -365,7 +372,9 @@ def simulate(
     _check_seed(seed)
     if not (config.size if config.scale is None else config.scale.max):
         raise ValueError(refuse("size", config.size, "1 or more: nothing would run"))
-    _refuse_inside_trio()
+    refuse_inside_trio(
+        "simulate()", "use await trio.to_thread.run_sync(partial(simulate, ...))"
+    )
     simulation = _Simulation(
         model=handler_model,
         is_handler=is_async(handler_model),
@@ -378,8 +387,23 @@ def simulate(
         seed=seed,
         config=config,
     )
-    with _seeded_order(seed), _without_crash_logs():
-        return trio.run(simulation.run, clock=simulation.clock)
+    try:
+        with _seeded_order(seed), _without_crash_logs():
+            return trio.run(simulation.run, clock=simulation.clock)
+    except BaseExceptionGroup as group:
+        interrupt = _interrupt_of(group)
+        if interrupt is None:
+            raise
+    # Outside of the block, or the whole group would be shown as its context.
+    raise interrupt
+
+
+def _interrupt_of(error: BaseException) -> KeyboardInterrupt | None:
+    """Find a Ctrl-C, which nurseries have put into groups."""
+    if isinstance(error, BaseExceptionGroup):
+        inner: tuple[BaseException, ...] = error.exceptions
+        return next(filter(None, map(_interrupt_of, inner)), None)
+    return error if isinstance(error, KeyboardInterrupt) else None
 
 
 @contextmanager
@@ -414,17 +438,6 @@ def _without_crash_logs() -> Generator[None]:
         yield
     finally:
         log.removeFilter(is_news)
-
-
-def _refuse_inside_trio() -> None:
-    try:
-        trio.lowlevel.current_trio_token()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "simulate() runs a trio of its own and cannot be called inside one; use "
-        "await trio.to_thread.run_sync(functools.partial(simulate, ...))"
-    )
 
 
 def _check_models(handler_model: object, arrivals: object) -> None:
@@ -479,12 +492,18 @@ def _check_seed(seed: object) -> None:
 
 
 def _check_each(each: object) -> None:
-    known = JobOptions.__annotations__
     if isinstance(each, Mapping):
-        for option in each:
-            if option not in known:
-                expected = "options of a job: " + ", ".join(sorted(known))
-                raise TypeError(refuse("each", each, expected))
+        _check_options("each", each)
     elif each is not None and (not callable(each) or is_async(each)):
         expected = "a mapping of options of a job, or a callable that draws one"
         raise TypeError(refuse("each", each, expected))
+
+
+def _check_options(name: str, options: object) -> None:
+    known = JobOptions.__annotations__
+    if not isinstance(options, Mapping):
+        raise TypeError(refuse(name, options, "a mapping of options of a job"))
+    for option in options:
+        if option not in known:
+            expected = "options of a job: " + ", ".join(sorted(known))
+            raise TypeError(refuse(name, options, expected))
