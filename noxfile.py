@@ -161,14 +161,17 @@ def types(session: nox.Session) -> None:
 
 
 def unit_tests(session: nox.Session) -> None:
-    """Run the tests on one Python, with branch coverage."""
+    """Run the tests on one Python; on this one with branch coverage."""
     install(session, "tests")
     pytest = ["python", "-m", "pytest"]
+    is_running = session.name == f"tests-{RUNNING}"
     if session.posargs:
         session.run(*pytest, *session.posargs)
-    else:
+    elif is_running:
         session.run(*pytest, "--cov", "--cov-report=term")
-    if session.name == f"tests-{RUNNING}":
+    else:
+        session.run(*pytest)
+    if is_running:
         # pytest's summary is the last word, unless something has failed.
         logging.getLogger("nox").setLevel(logging.ERROR)
 

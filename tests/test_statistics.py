@@ -857,6 +857,8 @@ async def test_what_was_measured_of_many_jobs_is_not_kept_job_by_job(autojump_cl
             tracemalloc.stop()
         assert pool.statistics().run.count == 5_500
     assert max(sizes) < 2 * max(sizes[:4]), sizes
+
+
 async def test_the_items_of_the_last_map_are_not_counted_again() -> None:
     seen: list[int] = []
 
