@@ -143,7 +143,7 @@ def test_the_stress_recipe_finds_a_bug_that_is_planted_in_it() -> None:
     assert steps[0] == "open"
     assert steps[-1] == "teardown"
     # Two jobs, what cuts the first one short, and perhaps some time between.
-    assert len(steps) - 2 <= 5, notes
+    assert len(steps) - 2 <= 8, notes
 
 
 def test_every_file_that_it_names_exists() -> None:

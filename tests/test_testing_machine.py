@@ -446,7 +446,9 @@ def plant(
 
 
 def find_in_pool(match: str, worker: Any = nap, **options: Any) -> None:
-    error, _ = find(worker, st.integers(0, 3), settings=UNSHRUNK, **options)
+    # Most are found in the first hundred, whatever these are.
+    many = settings(UNSHRUNK, max_examples=1_000)
+    error, _ = find(worker, st.integers(0, 3), settings=many, **options)
     assert re.search(match, str(error)), error
 
 
@@ -477,7 +479,9 @@ def test_a_job_that_runs_again_after_its_answer_is_found(
         return wrong
 
     plant(monkeypatch, Dispatch, "fail", make)
-    find_in_pool("more than once|do not balance|runs twice|still ran")
+    find_in_pool(
+        "more than once|do not balance|runs twice|still (ran|is|running)|is still"
+    )
 
 
 def test_two_jobs_of_one_key_at_once_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
