@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import sys
@@ -571,12 +572,16 @@ def counted_steps():
         steps[0] += event == "line"
         return trace
 
+    # Nor on when the garbage collector runs, which calls back into Python.
+    gc.collect()
+    gc.disable()
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         yield steps
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 async def steps_to_leave(backlog, leaving):
