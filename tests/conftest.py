@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 # not how long a single one takes.
 settings.register_profile(
     "modest",
-    max_examples=80,
+    max_examples=50,
     deadline=None,
     derandomize=False,
     suppress_health_check=[HealthCheck.too_slow],

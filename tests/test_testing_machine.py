@@ -344,6 +344,7 @@ class Places(PoolMachine):
         self.free.append(place)
 
 
+@pytest.mark.skipif(not STRESS, reason="takes half a minute")
 def test_a_worker_that_cannot_be_set_up_again_is_found() -> None:
     with pytest.raises(IndexError) as caught:
         run_state_machine_as_test(Places, settings=EXACT)
