@@ -26,8 +26,8 @@ FLOORS = [
     # What is public by name and needed by nothing below, so it can be deleted.
     {
         *("testing._scheduler", "testing._trials", "testing._schedules"),
-        *("testing._checks", "testing._faults", "testing._hosted"),
-        *("testing._scripted",),
+        *("testing._checks", "testing._faults", "testing._groups"),
+        *("testing._hosted", "testing._scripted"),
         *("testing._clock", "testing._loads", "testing._report", "testing._ledger"),
     },
     {"testing._witness", "testing._simulation"},

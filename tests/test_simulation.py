@@ -713,7 +713,7 @@ fine: Any = Constant(1.0), Regular(1.0), 1
         (lambda: simulate(*fine, seconds=0), "seconds must be a number of seconds"),
         (lambda: simulate(*fine, seconds=1, warmup=1), "warmup must be .* less than"),
         (lambda: simulate(*fine, jobs=1, warmup=9), "warmup must be .* which is 2 s"),
-        (lambda: simulate(*fine, jobs=1, failures=2), "failures must be a prob"),
+        (lambda: simulate(*fine, jobs=1, failures=2), "failures must be a num"),
         (lambda: simulate(*fine[:2], 0, jobs=1), "size must be 1 or more"),
         (lambda: simulate(*fine, jobs=1, timeout=-1), "timeout must be a number"),
         (lambda: simulate(fine[0], [1, -1], 1), "a gap of arrivals must be"),
@@ -737,7 +737,7 @@ def test_bad_values_are_refused(make: Callable[[], object], complaint: str) -> N
         (lambda: simulate(fine[0], 3, 1, jobs=1), "arrivals must be arrivals such"),  # type: ignore[call-overload]
         (lambda: simulate(fine[0], Poisson, 1, jobs=1), "arrivals must be"),  # type: ignore[arg-type]
         (lambda: simulate(*fine, jobs=1.5), "jobs must be an int"),  # type: ignore[arg-type]
-        (lambda: simulate(*fine, jobs=1, failures="x"), "failures must be a prob"),  # type: ignore[arg-type]
+        (lambda: simulate(*fine, jobs=1, failures="x"), "failures must be a num"),  # type: ignore[arg-type]
         (lambda: simulate(*fine, jobs=1, seed=1.5), "seed must be an int or a str"),  # type: ignore[arg-type]
         (lambda: simulate(*fine, jobs=1, each={"x": 1}), "each must be options of"),  # type: ignore[typeddict-unknown-key]
         (lambda: simulate(*fine, jobs=1, each=3), "each must be a mapping of"),  # type: ignore[arg-type]

@@ -383,6 +383,14 @@ async def test_a_worker_too_many_is_found() -> None:
             assert_idle(Cooked(pool, size=1))
 
 
+async def test_what_is_no_pool_is_refused() -> None:
+    for check in (assert_books_balance, assert_idle):
+        with pytest.raises(TypeError, match="pool must be a pool, got 3"):
+            check(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="pool must be a pool, got 3"):
+        await settle(3)  # type: ignore[arg-type]
+
+
 async def test_a_closed_pool_with_a_worker_left_is_not_idle() -> None:
     async with open_pool(1, obey) as pool:
         with pytest.raises(AssertionError, match="worker 0 is idle"):

@@ -501,6 +501,8 @@ async def test_the_same_error_raised_twice_keeps_its_traceback_short() -> None:
         (lambda f: f.crash_on_start("no"), TypeError, "error must be"),
         (lambda f: f.handler(len), TypeError, "fn must be an async function"),
         (lambda f: f.worker(1), TypeError, "what worker= takes"),
+        (lambda f: f.worker(Work()), TypeError, "what worker= takes"),
+        (lambda f: f.strike_next(3), TypeError, "fault must be a Fault"),
         (lambda _: Faults(fail=2), ValueError, "fail must be a number from 0 to 1"),
         (lambda _: Faults(fail="no"), TypeError, "fail must be"),  # type: ignore[arg-type]
         (lambda _: Faults(fail=0.75, hang=0.5), ValueError, "sum of all rates"),

@@ -60,6 +60,12 @@ async def test_the_steps_are_played_in_order(autojump_clock: MockClock) -> None:
     assert repr(script).endswith("7 of 7 steps played>")
 
 
+async def test_a_class_of_errors_stands_for_one_of_them() -> None:
+    with ScriptedWorker([OSError]) as script:
+        with pytest.raises(OSError, match=r"^$"):
+            await script(1)
+
+
 async def test_many_workers_take_the_steps_as_their_jobs_start(
     autojump_clock: MockClock,
 ) -> None:

@@ -48,6 +48,15 @@ def check_seconds(
         raise ValueError(refuse(option, value, f"{expected}, and finite"))
 
 
+def check_share(option: str, value: object) -> None:
+    """Accept a share of something, or a probability."""
+    expected = "a number from 0 to 1"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(refuse(option, value, expected))
+    if not 0 <= value <= 1:
+        raise ValueError(refuse(option, value, expected))
+
+
 def check_key(option: str, value: object) -> None:
     """Accept what can be a key."""
     try:

@@ -15,6 +15,7 @@ from ._checks import (
     check_bound,
     check_count,
     check_seconds,
+    check_share,
     is_async,
     note,
     refuse,
@@ -26,12 +27,6 @@ def _check_factor(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     check_seconds("factor", value, zero=False, infinite=False)
     if value < 1:
         raise ValueError(refuse(field.name, value, "a number >= 1"))
-
-
-def _check_jitter(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-    check_seconds("jitter", value)
-    if value > 1:
-        raise ValueError(refuse(field.name, value, "a number from 0 to 1"))
 
 
 def _is_of_tenacity(value: object, *families: str) -> bool:
@@ -116,7 +111,7 @@ class Backoff:
     """What each wait is multiplied by to give the next; 1 or more."""
     maximum: float = attrs.field(default=30.0, validator=valid(check_seconds))
     """Seconds that no wait exceeds."""
-    jitter: float = attrs.field(default=0.5, validator=_check_jitter)
+    jitter: float = attrs.field(default=0.5, validator=valid(check_share))
     """The share of a wait, 0 to 1, that chance may take off."""
 
     def __call__(

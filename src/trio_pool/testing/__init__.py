@@ -90,4 +90,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_BY_HYPOTHESIS})
+    return sorted({*globals(), *_BY_HYPOTHESIS} - {"TYPE_CHECKING", "import_module"})

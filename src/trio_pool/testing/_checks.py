@@ -73,6 +73,11 @@ class AnyPool(Protocol):
         ...
 
 
+def _check_pool(pool: object) -> None:
+    if not (hasattr(pool, "statistics") and hasattr(pool, "workers")):
+        raise TypeError(refuse("pool", pool, "a pool"))
+
+
 def assert_books_balance(pool: AnyPool) -> None:
     """Check that a pool has counted every job once, and every worker.
 
@@ -89,7 +94,9 @@ def assert_books_balance(pool: AnyPool) -> None:
 
     Raises:
       AssertionError: something does not add up; it shows the numbers.
+      TypeError: this is no pool.
     """
+    _check_pool(pool)
     seen: set[tuple[int, ...]] = set()
     complaint = ""
     for pause in _LOOKS:
@@ -178,6 +185,7 @@ def assert_idle(pool: AnyPool) -> None:
     Raises:
       AssertionError: it says which job is on which worker, for how long, what
         waits, and which worker is not there.
+      TypeError: this is no pool.
     """
     assert_books_balance(pool)
     restless = _restlessness(pool)
@@ -232,7 +240,9 @@ async def settle(pool: AnyPool) -> None:
       PoolBroken: the pool is broken, or breaks meanwhile.
       WouldDeadlock: called inside a job of this pool.
       AssertionError: as `assert_idle` does; the books do not balance.
+      TypeError: this is no pool.
     """
+    _check_pool(pool)
     while not await _has_settled(pool):
         pass
     assert_idle(pool)

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from .. import current_job
-from .._checks import check_count, check_seconds, is_async, refuse
+from .._checks import check_count, check_seconds, check_share, is_async, refuse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +35,8 @@ FaultKind: TypeAlias = Literal[
     "slow_stop",
 ]
 """What a fault does; named like the method of `Faults` that orders it."""
+
+_ANY_ERROR = "an exception, or a class of them"
 
 _DRAWN = ("fail", "crash", "hang", "cancel", "slow")
 
@@ -134,7 +136,7 @@ class Faults:
     ) -> None:
         rates = dict(zip(_DRAWN, (fail, crash, hang, cancel, slow), strict=True))
         for name, rate in rates.items():
-            _check_rate(name, rate)
+            check_share(name, rate)
         if sum(rates.values()) > 1:
             raise ValueError(refuse("the sum of all rates", rates, "1 or less"))
         check_seconds("slow_for", slow_for, infinite=False)
@@ -237,9 +239,8 @@ class Faults:
         times: int = 1,
     ) -> None:
         """Have the next setups of workers fail, before anything is set up."""
-        expected = "an exception, or a class of them"
         if error is not None:
-            _check_error(error, BaseException, expected)
+            _check_error(error, BaseException, _ANY_ERROR)
         check_count("times", times, zero=False)
         self._starts += [Fault(kind="crash_on_start", error=error)] * times
 
@@ -260,9 +261,8 @@ class Faults:
         times: int = 1,
     ) -> None:
         """Have the next cleanups of workers fail, after their work is done."""
-        expected = "an exception, or a class of them"
         if error is not None:
-            _check_error(error, BaseException, expected)
+            _check_error(error, BaseException, _ANY_ERROR)
         check_count("times", times, zero=False)
         fault = Fault(kind="fail_cleanup", moment="after", error=error)
         self._stops += [fault] * times
@@ -282,8 +282,10 @@ class Faults:
 
     def strike_next(self, fault: Fault) -> None:
         """Have the next call meet a fault that was made before."""
+        expected = "a Fault of one of the kinds " + ", ".join(map(repr, _DRAWN))
+        if not isinstance(fault, Fault):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(refuse("fault", fault, expected))
         if fault.kind not in _DRAWN:
-            expected = "a Fault of one of the kinds " + ", ".join(map(repr, _DRAWN))
             raise ValueError(refuse("fault", fault, expected))
         self._calls.append(fault)
 
@@ -370,10 +372,12 @@ class Faults:
         """Wrap what is given as ``worker=``: its setups, cleanups and handlers.
 
         Raises:
-          TypeError: ``factory`` is not callable.
+          TypeError: ``factory`` is not callable, or a handler.
         """
-        if not callable(factory):
-            raise TypeError(refuse("factory", factory, "what worker= takes"))
+        given: Any = factory
+        if not callable(given) or is_async(given):
+            expected = "what worker= takes: () -> an async context manager"
+            raise TypeError(refuse("factory", given, expected))
 
         # Not under `wraps`: `open_pool` looks at the signature of what it is given.
         def faulty() -> AbstractAsyncContextManager[Any]:
@@ -544,14 +548,6 @@ def _slow(
     kind: FaultKind, seconds: float, moment: Literal["before", "after"] = "before"
 ) -> Fault | None:
     return Fault(kind=kind, moment=moment, seconds=seconds) if seconds else None
-
-
-def _check_rate(name: str, rate: object) -> None:
-    expected = "a number from 0 to 1"
-    if not isinstance(rate, (int, float)) or isinstance(rate, bool):
-        raise TypeError(refuse(name, rate, expected))
-    if not 0 <= rate <= 1:
-        raise ValueError(refuse(name, rate, expected))
 
 
 def _check_error(error: object, kind: type[BaseException], expected: str) -> None:

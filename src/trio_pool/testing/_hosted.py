@@ -6,11 +6,13 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack, final
+from typing import NoReturn, TypeVar, TypeVarTuple, Unpack, final
 
 import trio
 from outcome import Error, Outcome, Value
 from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ._scheduler import throw
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -171,14 +173,7 @@ def abandon(tasks: Iterable[trio.lowlevel.Task]) -> None:
     """Raise in all tasks that wait for no child: a shield does not stop this."""
     for task in tasks:
         if not any(nursery.child_tasks for nursery in task.child_nurseries):
-            try:
-                trio.lowlevel.reschedule(task, Error(Abandoned()))
-            except AssertionError:
-                # It has its turn already, as one that swallows each
-                # cancellation has all the time: change what it will hear.
-                insides: Any = task
-                insides._next_send_fn = task.coro.throw  # noqa: SLF001
-                insides._next_send = Abandoned()  # noqa: SLF001
+            throw(task, Abandoned())
 
 
 def root_of(task: trio.lowlevel.Task) -> trio.lowlevel.Task:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from inspect import getattr_static, iscoroutinefunction, signature
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar, TypeVarTuple, Unpack
@@ -37,7 +35,6 @@ from .. import (
     WorkerState,
     open_pool,
 )
-from .._events import log
 from ._calls import Block, BlockFailed, Call, Ending, Fates
 from ._checks import assert_books_balance
 from ._draws import (
@@ -55,9 +52,10 @@ from ._draws import (
     some_options,
 )
 from ._faults import Fault, InjectedCrash, InjectedFault
+from ._groups import leaves, unlogged
 from ._hosted import Abandoned, HostedRun
-from ._scheduler import seeded_scheduler
-from ._witness import Ticket, Witness, leaves
+from ._scheduler import reseed, seeded_scheduler
+from ._witness import Ticket, Witness
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -195,8 +193,7 @@ class PoolMachine(RuleBasedStateMachine):
 
         A program goes on failing so while others of its steps are left out.
         """
-        scheduler: Any = import_module("trio._core._run")
-        scheduler._r.seed(self._order)  # noqa: SLF001
+        reseed(self._order)
 
     def _host(self) -> HostedRun:
         if self._hosted is None:
@@ -245,8 +242,8 @@ class PoolMachine(RuleBasedStateMachine):
             map(chosen.get, ("rate", "limiter", "breaker", "scale", "choose"))
         )
         self._most = size
-        log.addFilter(_is_news)
-        self._stack.callback(log.removeFilter, _is_news)
+        quiet = unlogged(InjectedCrash, InjectedFault, Abandoned)
+        self._stack.enter_context(quiet)
         self._order = order
         clock = MockClock(autojump_threshold=0)
         self._stack.enter_context(seeded_scheduler(order, clock))
@@ -749,13 +746,6 @@ class PoolMachine(RuleBasedStateMachine):
                     f"hooks heard of {told[state]} jobs that are {state.value}, "
                     f"the books say {booked}"
                 )
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Keep the pool from logging thousands of crashes that were asked for."""
-    error = record.exc_info[1] if record.exc_info else None
-    asked_for = (InjectedCrash, InjectedFault, Abandoned)
-    return error is None or not any(isinstance(e, asked_for) for e in leaves(error))
 
 
 def _as_async(function: Callable[[], object]) -> Callable[[], Awaitable[None]]:

@@ -67,7 +67,8 @@ class ScriptedWorker:
             async with open_pool(1, script) as pool:
                 ...
 
-    A step is a `Step`, an exception to raise, or a value to return. It is a
+    A step is a `Step`, an exception or a class of them to raise, or a value to
+    return. It is a
     handler and no worker's context manager, as so it fits everywhere: for
     any number of workers, which take the steps in the order in which their
     jobs start, as a function of a `TaskPool`, in an inline pool, under
@@ -171,6 +172,8 @@ class ScriptedWorker:
 def _as_step(step: Any) -> Step:
     if isinstance(step, Step):
         return step
+    if isinstance(step, type) and issubclass(step, BaseException):
+        step = step()
     return Step(error=step) if isinstance(step, BaseException) else Step(step)
 
 

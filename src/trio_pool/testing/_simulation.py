@@ -1,19 +1,15 @@
 """Simulated load: the pool itself, in virtual time, under jobs drawn by chance."""
 
-import logging
 import math
 import random
-import sys
 from collections.abc import (
     Awaitable,
     Callable,
-    Generator,
     Iterable,
     Iterator,
     Mapping,
     Sized,
 )
-from contextlib import contextmanager
 from itertools import accumulate, cycle, repeat
 from typing import Any, TypeAlias, TypedDict, Unpack, cast, final
 
@@ -32,14 +28,15 @@ from .. import (
     Retry,
     open_pool,
 )
-from .._checks import check_count, check_seconds, is_async, refuse
+from .._checks import check_count, check_seconds, check_share, is_async, refuse
 from .._config import make_config
-from .._events import log
 from ._clock import VirtualClock
+from ._groups import leaves, unlogged
 from ._hosted import refuse_inside_trio
 from ._ledger import Call, FullLedger, Ledger
 from ._loads import ArrivalModel, Arrivals, Draw, HandlerModel, Recorded, Trace
 from ._report import SimulationReport
+from ._scheduler import seeded_order
 
 _Handler: TypeAlias = Callable[[random.Random], Awaitable[object]]
 
@@ -367,7 +364,7 @@ def simulate(
     config = make_config(size, options)
     _check_models(handler_model, arrivals)
     _check_length(arrivals, jobs, seconds, warmup)
-    _check_share("failures", failures)
+    check_share("failures", failures)
     _check_each(each)
     _check_seed(seed)
     if not (config.size if config.scale is None else config.scale.max):
@@ -388,56 +385,16 @@ def simulate(
         config=config,
     )
     try:
-        with _seeded_order(seed), _without_crash_logs():
+        # Crashes that were drawn are counted in the report.
+        with seeded_order(f"{seed!r} order"), unlogged(SimulatedFailure):
             return trio.run(simulation.run, clock=simulation.clock)
     except BaseExceptionGroup as group:
-        interrupt = _interrupt_of(group)
+        found = (e for e in leaves(group) if isinstance(e, KeyboardInterrupt))
+        interrupt = next(found, None)
         if interrupt is None:
             raise
     # Outside of the block, or the whole group would be shown as its context.
     raise interrupt
-
-
-def _interrupt_of(error: BaseException) -> KeyboardInterrupt | None:
-    """Find a Ctrl-C, which nurseries have put into groups."""
-    if isinstance(error, BaseExceptionGroup):
-        inner: tuple[BaseException, ...] = error.exceptions
-        return next(filter(None, map(_interrupt_of, inner)), None)
-    return error if isinstance(error, KeyboardInterrupt) else None
-
-
-@contextmanager
-def _seeded_order(seed: object) -> Generator[None]:
-    """Seed what trio draws from to order tasks that are ready at the same time.
-
-    Events come one at a time, so this matters only where one event wakes
-    several tasks. Were it not where it was, that would be left to chance.
-    """
-    chance = getattr(sys.modules.get("trio._core._run"), "_r", None)
-    if not isinstance(chance, random.Random):
-        yield
-        return
-    before = chance.getstate()
-    chance.seed(f"{seed!r} order")
-    try:
-        yield
-    finally:
-        chance.setstate(before)
-
-
-@contextmanager
-def _without_crash_logs() -> Generator[None]:
-    """Keep crashes that were drawn, and are counted in the report, out of the log."""
-
-    def is_news(record: logging.LogRecord) -> bool:
-        error = record.exc_info and record.exc_info[1]
-        return not isinstance(error, SimulatedFailure)
-
-    log.addFilter(is_news)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_news)
 
 
 def _check_models(handler_model: object, arrivals: object) -> None:
@@ -476,14 +433,6 @@ def _check_length(arrivals: object, jobs: object, seconds: Any, warmup: Any) -> 
     if seconds is not None and warmup >= seconds:
         expected = f"a number of seconds less than seconds ({seconds!r})"
         raise ValueError(refuse("warmup", warmup, expected))
-
-
-def _check_share(option: str, share: Any) -> None:
-    expected = "a probability, 0 to 1"
-    if not isinstance(share, (int, float)) or isinstance(share, bool):
-        raise TypeError(refuse(option, share, expected))
-    if not 0 <= share <= 1:
-        raise ValueError(refuse(option, share, expected))
 
 
 def _check_seed(seed: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias, final
 
@@ -26,6 +26,7 @@ from .. import (
     current_job,
 )
 from ._faults import Fault, Faults, InjectedCrash, InjectedFault
+from ._groups import leaves
 from ._hosted import Abandoned
 
 AnyHandler: TypeAlias = Callable[[Any], Awaitable[Any]]
@@ -344,12 +345,3 @@ def _tell(attempt: Attempt) -> str:
     if attempt.error is not None:
         return f"raised {attempt.error!r}"
     return f"returned {attempt.result!r}"
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Take a group of errors apart."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
