@@ -453,6 +453,13 @@ def find_in_pool(match: str, worker: Any = nap, **options: Any) -> None:
     assert re.search(match, str(error)), error
 
 
+def test_a_worker_that_is_not_replaced_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Dispatch, "is_spent", lambda *_: False)
+    find_in_pool("was to be replaced after 2", napper, max_jobs=2)
+
+
 def test_a_job_that_is_counted_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(end: Any) -> Any:
         def wrong(self: Any, job: Any, state: Any) -> None:

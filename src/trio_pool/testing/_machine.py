@@ -230,6 +230,7 @@ class PoolMachine(RuleBasedStateMachine):
             self._fates = Fates()
             chosen["hooks"] = [*chosen.get("hooks", ()), self._fates]
         witness = self._witness
+        witness.max_jobs = chosen.get("max_jobs", math.inf)
         witness.has_middleware = any(map(chosen.get, ("middleware", "plugins")))
         if worker is not None:
             factory = partial(witness.live, worker)
@@ -368,7 +369,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def lease(self, job_inputs: list[tuple[Any, Fault | None]], sleep: float) -> Call:
         """Have a task take a worker for several jobs in a row."""
-        tickets = [self._ticket(*each, {}) for each in job_inputs]
+        tickets = [self._ticket(*each, {"leased": True}) for each in job_inputs]
 
         async def act() -> None:
             try:
@@ -465,6 +466,7 @@ class PoolMachine(RuleBasedStateMachine):
             timeout=options.get("timeout", self._chosen.get("timeout", math.inf)),
             delay=options.get("delay", 0.0),
             ttl=options.get("ttl", math.inf),
+            leased=options.get("leased", False),
         )
 
     async def _set_paused(self, paused: bool) -> None:

@@ -67,6 +67,8 @@ class Ticket:
     """Seconds that an attempt may take."""
     delay: float = 0.0
     ttl: float = math.inf
+    leased: bool = False
+    """Whether it is given to a worker that was taken for several jobs."""
     place: int = 0
     """Its place among all that were given in; 0 while it has not been."""
     given: float = 0.0
@@ -96,31 +98,27 @@ class Ticket:
         return bool(self.attempts) and not self.attempts[-1].ended
 
 
-@final
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Watched:
     """A handler in the place of the user's, which it calls."""
 
     witness: Witness
     inner: AnyHandler
+    most: float
+    """Jobs that it may be given, but for those of one who has leased its worker."""
+    starts: int = attrs.field(default=0, init=False)
 
     async def __call__(self, job_input: Any) -> Any:
         """Run a job, and note what comes of it."""
-        return await self.witness.play(self.inner, job_input)
+        return await self.witness.play(self, job_input)
 
 
 @final
-@attrs.frozen(eq=False)
-class WatchedReady:
+@attrs.define(eq=False)
+class WatchedReady(Watched):
     """The same for one that is asked whether it is ready before each job."""
 
-    witness: Witness
-    inner: AnyHandler
     ready: Callable[[], Awaitable[object]]
-
-    async def __call__(self, job_input: Any) -> Any:
-        """Run a job, and note what comes of it."""
-        return await self.witness.play(self.inner, job_input)
 
 
 @final
@@ -141,6 +139,8 @@ class Witness:
         self._raises = raises
         self.has_middleware = False
         """Between handlers and answers, both of which it may do without."""
+        self.max_jobs = math.inf
+        """Jobs of one life of a worker."""
         self.asks_ready = False
         """Whether workers are not free to take jobs whenever they are idle."""
         self.tasks: set[trio.lowlevel.Task] = set()
@@ -166,13 +166,13 @@ class Witness:
 
     # Between the pool and the user's code.
 
-    def watch(self, handler: AnyHandler) -> Watched | WatchedReady:
+    def watch(self, handler: AnyHandler, most: float = math.inf) -> Watched:
         """Return what the pool is given in the place of a handler."""
         ready = getattr(handler, "ready", None)
         if ready is None:
-            return Watched(self, handler)
+            return Watched(self, handler, most)
         self.asks_ready = True
-        return WatchedReady(self, handler, ready)
+        return WatchedReady(self, handler, most, ready)
 
     @asynccontextmanager
     async def live(self, factory: AnyFactory) -> AsyncGenerator[AnyHandler, None]:
@@ -187,7 +187,7 @@ class Witness:
                 self.counts["setups"] += 1
                 self.open_contexts += 1
                 try:
-                    yield self.watch(handler)
+                    yield self.watch(handler, self.max_jobs)
                 except BaseException as error:
                     told = error
                     raise
@@ -199,9 +199,20 @@ class Witness:
                 self._judge_user(error)
             raise
 
-    async def play(self, handler: AnyHandler, job_input: Any) -> Any:
+    async def play(self, watched: Watched, job_input: Any) -> Any:
         """Run one attempt of a job."""
-        ticket = job_input if isinstance(job_input, Ticket) else Ticket(job_input)
+        if isinstance(job_input, Ticket):
+            ticket = job_input
+        else:
+            # From a rule of the user's, which may have leased the worker.
+            ticket = Ticket(job_input, leased=True)
+        handler = watched.inner
+        watched.starts += 1
+        self.claim(
+            watched.starts <= watched.most or ticket.leased,
+            f"job {ticket!r} is number {watched.starts} of its worker, which was to "
+            f"be replaced after {watched.most}",
+        )
         worker = current_job().worker
         attempt = self._begin(ticket, worker)
         task = trio.lowlevel.current_task()
