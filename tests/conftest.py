@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +20,7 @@ settings.register_profile(
     "stress", parent=settings.get_profile("modest"), max_examples=2_500
 )
 settings.load_profile("stress" if os.environ.get("TRIO_POOL_STRESS") else "modest")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So shells start what they run in the background; some tests send themselves one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
