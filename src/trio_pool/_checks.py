@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, get_args
 
@@ -63,6 +63,13 @@ def check_key(option: str, value: object) -> None:
         hash(value)
     except TypeError:
         raise TypeError(refuse(option, value, "a hashable object")) from None
+
+
+def check_source(option: str, value: object) -> None:
+    """Accept what can be iterated over, by ``for`` or by ``async for``."""
+    if not isinstance(value, (Iterable, AsyncIterable)):
+        expected = "an iterable or an async iterable"
+        raise TypeError(refuse(option, value, expected))
 
 
 def check_priority(value: object) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from time import perf_counter
@@ -31,7 +31,7 @@ from trio.lowlevel import (
 )
 
 from ._batch import Batch
-from ._checks import note, refuse
+from ._checks import check_source, note
 from ._errors import JobCancelled, PoolBroken
 from ._events import UNHEARD, JobState, Settled
 from ._job import DraftValue, outcome_of, raise_caught
@@ -252,15 +252,11 @@ def _open(batch: Batch, items: object) -> None:
     dispatch.check_thread()
     if dispatch.closed:
         raise dispatch.refusal()
-    if isinstance(items, Iterable):
-        iterator = iter(items)
-        dispatch.sources[batch] = None
+    check_source("items", items)
+    iterator = iter(items) if isinstance(items, Iterable) else None
+    dispatch.sources[batch] = None
+    if iterator is not None:
         batch.open(iterator)
-    elif isinstance(items, AsyncIterable):
-        dispatch.sources[batch] = None
-    else:
-        expected = "an iterable or an async iterable"
-        raise TypeError(refuse("items", items, expected))
 
 
 _Draft = draft_of(Settled)

@@ -38,7 +38,14 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
-from ._checks import check_count, check_key, check_priority, check_seconds, refuse
+from ._checks import (
+    check_count,
+    check_key,
+    check_priority,
+    check_seconds,
+    check_source,
+    refuse,
+)
 from ._config import PoolConfig, PoolOptions, make_config
 from ._errors import PoolBroken, PoolError
 from ._events import (
@@ -275,12 +282,8 @@ class _Handle:
         timeout, priority, retry = self._batch_options(timeout, priority, retry)
         if ahead is None:
             ahead = 2 * max(1, self.size)
-        check_count("ahead", ahead)
-        if not ahead:
-            raise ValueError(refuse("ahead", ahead, "an int, 1 or more"))
-        if not isinstance(items, (Iterable, AsyncIterable)):
-            expected = "an iterable or an async iterable"
-            raise TypeError(refuse("items", items, expected))
+        check_count("ahead", ahead, zero=False)
+        check_source("items", items)
         return open_stream(
             self._dispatch,
             items,

@@ -57,7 +57,7 @@ from .. import (
     WorkerCrashed,
     WorkerSnapshot,
 )
-from .._checks import check_count, check_priority, check_seconds, note, refuse
+from .._checks import check_count, check_priority, check_seconds, check_source, note
 from .._config import make_config
 from .._events import In, Out, log
 from .._job import Job, new_reply, outcome_of, raise_caught
@@ -175,6 +175,22 @@ class _Inline:
         finally:
             del error
 
+    async def _submit(self, job: Job) -> Reply[Any]:
+        runs = self._runs
+        runs.accept(job)
+        if runs.can_run():
+            await runs.run(job)
+            runs.keep_unheard(job)
+        else:
+            await checkpoint()
+            runs.put_off(job)
+        return new_reply(job)
+
+    def _submit_nowait(self, job: Job) -> Reply[Any]:
+        self._runs.accept(job)
+        self._runs.put_off(job)
+        return new_reply(job)
+
     def _item_job(
         self, job_input: Any, timeout: float, priority: int, retry: Retry | None
     ) -> Job:
@@ -220,12 +236,8 @@ class _Inline:
         fn: Any = None,
     ) -> Any:
         if ahead is not None:
-            check_count("ahead", ahead)
-            if not ahead:
-                raise ValueError(refuse("ahead", ahead, "an int, 1 or more"))
-        if not isinstance(items, (Iterable, AsyncIterable)):
-            expected = "an iterable or an async iterable"
-            raise TypeError(refuse("items", items, expected))
+            check_count("ahead", ahead, zero=False)
+        check_source("items", items)
         return self._read_stream(items, outcomes, options, fn)
 
     @asynccontextmanager
@@ -395,14 +407,9 @@ class _Source:
         self._options = options
         self._fn = fn
         self._index = 0
+        check_source("items", items)
         self._plain = isinstance(items, Iterable)
-        if isinstance(items, Iterable):
-            self._iterator: Any = iter(items)
-        elif isinstance(items, AsyncIterable):
-            self._iterator = aiter(items)
-        else:
-            expected = "an iterable or an async iterable"
-            raise TypeError(refuse("items", items, expected))
+        self._iterator: Any = iter(items) if self._plain else aiter(items)
 
     async def run_next(self) -> Job | None:
         """Run the next item; None if there is none."""
@@ -551,16 +558,9 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Run a job here and now, and return its reply; see `Pool.submit`."""
-        runs = self._runs
-        job = self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
-        runs.accept(job)
-        if runs.can_run():
-            await runs.run(job)
-            runs.keep_unheard(job)
-        else:
-            await checkpoint()
-            runs.put_off(job)
-        return new_reply(job)
+        return await self._submit(
+            self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
+        )
 
     def submit_nowait(
         self,
@@ -577,10 +577,9 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Note a job, that runs when a task next waits for this pool."""
-        job = self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
-        self._runs.accept(job)
-        self._runs.put_off(job)
-        return new_reply(job)
+        return self._submit_nowait(
+            self._job(job_input, timeout, priority, key, delay, ttl, retry, drain, id)
+        )
 
     async def submit_batch(
         self,
@@ -728,18 +727,10 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Make a call here and now, and return its reply."""
-        runs = self._runs
-        job = self._job(
-            _call(async_fn, args), timeout, priority, key, delay, ttl, retry, drain, id
+        call = _call(async_fn, args)
+        return await self._submit(
+            self._job(call, timeout, priority, key, delay, ttl, retry, drain, id)
         )
-        runs.accept(job)
-        if runs.can_run():
-            await runs.run(job)
-            runs.keep_unheard(job)
-        else:
-            await checkpoint()
-            runs.put_off(job)
-        return new_reply(job)
 
     def submit_nowait(
         self,
@@ -756,12 +747,10 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         id: int | str | None = None,  # noqa: A002
     ) -> Reply[Out]:
         """Note a call, that is made when a task next waits for this pool."""
-        job = self._job(
-            _call(async_fn, args), timeout, priority, key, delay, ttl, retry, drain, id
+        call = _call(async_fn, args)
+        return self._submit_nowait(
+            self._job(call, timeout, priority, key, delay, ttl, retry, drain, id)
         )
-        self._runs.accept(job)
-        self._runs.put_off(job)
-        return new_reply(job)
 
     async def submit_batch(
         self,
