@@ -20,6 +20,7 @@ from trio_pool import (
     Hooks,
     JobCancelled,
     JobChanged,
+    JobState,
     JobTimeout,
     Pool,
     PoolBroken,
@@ -35,6 +36,7 @@ from trio_pool import (
     current_job,
     open_pool,
 )
+from trio_pool.testing import explore_orders
 
 
 class Broken(Exception):
@@ -1253,6 +1255,19 @@ async def test_the_timeout_of_a_leased_job(autojump_clock: MockClock) -> None:
             assert pool.statistics().timed_out == 2
 
 
+async def test_a_leased_job_sees_the_deadline_of_its_caller(
+    autojump_clock: MockClock,
+) -> None:
+    async def look() -> float:
+        return trio.current_effective_deadline()
+
+    async with open_pool(1, obey) as pool, pool.lease() as worker:
+        with trio.move_on_at(1.5):
+            assert await worker.process(look) == 1.5
+            assert await worker.process(look, timeout=0.5) == 0.5
+        assert await worker.process(look) == math.inf
+
+
 @pytest.mark.parametrize("timeout", [0, -1.0, math.nan, "soon"])
 async def test_a_bad_timeout_of_a_leased_job_is_refused(timeout: Any) -> None:
     async with open_pool(1, obey) as pool, pool.lease() as worker:
@@ -1700,6 +1715,23 @@ async def test_a_wait_for_a_lease_cancelled_as_the_worker_comes_loses_no_worker(
         await check_free(pool)
 
 
+async def test_a_wait_for_a_lease_that_is_cancelled_as_the_pool_stops_ends_once() -> (
+    None
+):
+    async with open_pool(1, obey) as pool, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            async with pool.lease():
+                pytest.fail("the wait was cancelled")
+
+        await pool.submit(trio.sleep_forever)
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        # Both within one tick.
+        nursery.cancel_scope.cancel()
+        pool.cancel()
+
+
 @pytest.mark.parametrize("ticks", range(8))
 async def test_a_lease_cancelled_at_any_step_loses_no_worker(ticks: int) -> None:
     async with open_pool(1, obey) as pool:
@@ -1815,6 +1847,49 @@ async def test_a_leased_job_goes_to_its_worker_or_to_none(chance: int) -> None:
                 assert await worker.process("job") == 0
         assert await pool.process("job") == 1
         assert balanced(pool.statistics())
+
+
+async def lease_a_dying_worker() -> None:
+    """Be given the lease of a worker in the tick in which it dies, or its heir's."""
+    dying, heard = trio.Event(), list[bool]()
+
+    @asynccontextmanager
+    async def mortal() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        async def watch() -> None:
+            await dying.wait()
+            raise Broken
+
+        async with trio.open_nursery() as nursery:
+            if not dying.is_set():
+                nursery.start_soon(watch)
+            yield obey
+            nursery.cancel_scope.cancel()
+
+    async def use() -> None:
+        async with pool.lease() as worker:
+            try:
+                assert await worker.process("job") == "job"
+            except WorkerCrashed as error:
+                heard.append(error.started)
+
+    async with open_pool(1, worker=mortal) as pool:
+        async with trio.open_nursery() as nursery:
+            reply = pool.submit_nowait(dying.wait)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(use)
+            await wait_all_tasks_blocked()
+            dying.set()
+        if reply.state is JobState.LOST:
+            with pytest.raises(WorkerCrashed):
+                await reply.wait()
+        assert heard in ([], [False])
+        assert await pool.process("next") == "next"
+        assert balanced(pool.statistics())
+
+
+def test_a_lease_whose_worker_dies_as_it_comes_has_lost_it() -> None:
+    """It is not refused by a pool that is open."""
+    explore_orders(lease_a_dying_worker, orders=20)
 
 
 async def test_a_lease_that_is_over_is_not_kept() -> None:

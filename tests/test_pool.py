@@ -960,7 +960,10 @@ async def enter(manager: AbstractAsyncContextManager[object]) -> None:
 
 
 async def test_another_thread_is_refused_and_told_how() -> None:
-    async with open_pool(1, double, name="press") as pool:
+    async with (
+        open_pool(2, double, name="press") as pool,
+        pool.lease() as worker,
+    ):
         pending = await pool.submit(1)
         plain: list[Callable[[], object]] = [
             lambda: pool.submit_nowait(1),
@@ -984,6 +987,7 @@ async def test_another_thread_is_refused_and_told_how() -> None:
             lambda: pool.resize(2),
             lambda: enter(pool.stream([1])),
             lambda: enter(pool.lease()),
+            lambda: worker.process(1),
             lambda: enter(pool.events()),
             pool.join,
             pool.shutdown,

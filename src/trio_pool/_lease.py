@@ -102,7 +102,6 @@ class Lease:
         assert worker is not None
         self.worker = worker.lease = None
         if self._error is None:
-            self._error = self.dispatch.refusal()
             self._crash = crash
 
     @enable_ki_protection
@@ -136,7 +135,6 @@ class Lease:
         """Give the worker back, after the job that it may have."""
         if self.hungry:
             self._leave_line()
-        self._holder = None
         self.dispatch.leases.pop(self, None)
         if self._error is None:
             self._error = trio.ClosedResourceError("the lease of this worker is over")
