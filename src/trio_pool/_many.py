@@ -93,7 +93,6 @@ class _Values:
         error = error.with_traceback(job.terms.traceback)
         note(error, name_item(job.item, job.index))
         self.failures.append(error)
-        del error
         assert job.batch is not None
         job.batch.stop()
         return False
