@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from trio_pool import (
@@ -23,6 +24,7 @@ from trio_pool import (
     JobTimeout,
     PoolBroken,
     PoolChanged,
+    PoolClosed,
     PoolResized,
     Restart,
     Retry,
@@ -338,6 +340,28 @@ async def test_a_pool_that_could_not_open_neither_starts_nor_stops() -> None:
     assert recorder.names == ["worker_crash"]
 
 
+async def test_a_shielded_setup_that_outlasts_a_failed_opening_starts_no_pool(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder = Recorder()
+    setups = iter([0.5, 1.5])
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        seconds = next(setups)
+        with trio.CancelScope(shield=True):
+            await trio.sleep(seconds)
+        if seconds == 0.5:
+            raise ValueError
+        yield obey
+
+    with pytest.raises(ValueError):
+        async with open_pool(2, worker=worker, hooks=[recorder]):
+            pytest.fail("the block was entered")
+    assert trio.current_time() == 1.5
+    assert recorder.names == ["worker_crash", "worker_start", "worker_stop"]
+
+
 async def test_a_pool_that_breaks_stops() -> None:
     recorder = Recorder()
     with pytest.raises(PoolBroken):
@@ -572,6 +596,18 @@ async def test_a_hook_may_cancel_the_pool() -> None:
         assert await pool.process(1) == 1
         assert pool.closed
     assert pool.statistics().done == 1
+
+
+async def test_a_hook_that_hears_of_a_resize_may_stop_the_pool(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Stop(Hooks):
+        def on_resize(self, event: PoolResized) -> None:
+            pool.cancel()
+
+    async with open_pool(1, obey, hooks=[Stop()]) as pool:
+        with trio.fail_after(1.5), pytest.raises(PoolClosed):
+            await pool.resize(2)
 
 
 async def test_a_hook_may_submit_a_job() -> None:

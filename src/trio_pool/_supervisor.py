@@ -297,6 +297,9 @@ class Supervisor:
             hooks.call(hook, PoolChanged(kind, self.config.name, self.dispatch.clock()))
 
     def _enter(self) -> None:
+        if self.dispatch.stopping:
+            # A setup that was shielded outlasted the opening of the pool.
+            return
         self._is_open = True
         self._tell_pool("on_pool_start")
         self.opened.set()
@@ -524,10 +527,11 @@ class Supervisor:
             task = trio.lowlevel.current_task()
             dispatch.nesting.check(task, None, "resize() to fewer workers")
         self._want(size)
-        while not self._is_staffed():
+        # A hook that has heard of the size may have closed the pool.
+        while not self._is_staffed() and not dispatch.closed:
             await self._staffed.park()
-            if dispatch.closed:
-                raise dispatch.refusal()
+        if dispatch.closed:
+            raise dispatch.refusal()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _want(self, size: int) -> None:
