@@ -174,8 +174,6 @@ class Supervisor:
         dispatch = self.dispatch
         was_ready = worker.state is not WorkerState.STARTING
         self._started -= was_ready
-        dispatch.idle.pop(worker, None)
-        dispatch.resting.pop(worker, None)
         blamed = _blame(trouble, dispatch.stopping)
         if crash is None:
             crash = blamed
