@@ -188,8 +188,6 @@ class Supervisor:
         job = worker.job
         if job is not None:
             dispatch.settle_leftover(job, crash)
-        if worker.lease is not None:
-            worker.lease.lose(crash)
         worker.ticket = None
         if crash is None:
             if was_ready:
