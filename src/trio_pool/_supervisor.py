@@ -603,7 +603,6 @@ class Supervisor:
         dispatch.end_waiting()
         self._life.cancel(reason=f"trio_pool: pool {self.config.name!r} stops")
         dispatch.drained.unpark_all()
-        self._staffed.unpark_all()
 
     async def shut_down(self, grace: float) -> ShutdownReport:
         """Close, wait for accepted jobs within ``grace``, cancel the rest."""
