@@ -321,7 +321,6 @@ class Supervisor:
         if size != dispatch.wanted:
             self._spares_busy = size < dispatch.wanted
             self._want(size)
-        dispatch.nesting.end_deadlock()
         assert self.config.scale is not None
         self._plan_scaling(self.config.scale.interval)
 
