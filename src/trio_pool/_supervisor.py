@@ -279,7 +279,6 @@ class Supervisor:
         dispatch.stopped_at = dispatch.stamp()
         dispatch.pools.pop(dispatch, None)
         if self._is_open:
-            self._is_open = False
             self._tell_pool("on_pool_stop")
         dispatch.idle.clear()
         dispatch.resting.clear()
