@@ -335,7 +335,6 @@ class Supervisor:
             deadline = -math.inf
         with trio.CancelScope(deadline=deadline) as timer.sleeper:
             messages.append(await self._hear.receive())
-        timer.sleeper = None
         # All at once, as what follows may look through all workers.
         with suppress(trio.WouldBlock):
             while messages:
