@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -608,6 +609,54 @@ async def test_a_hook_that_hears_of_a_resize_may_stop_the_pool(
     async with open_pool(1, obey, hooks=[Stop()]) as pool:
         with trio.fail_after(1.5), pytest.raises(PoolClosed):
             await pool.resize(2)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Whoever runs the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("hook", "job", "call"),
+    [
+        ("on_job_queue", 1, "process"),
+        ("on_job_queue", 1, "submit"),
+        ("on_job_queue", 1, "submit_nowait"),
+        ("on_job_cancel", 1, "cancel"),
+        ("on_worker_restart", SystemExit(), "submit_nowait"),
+    ],
+)
+def test_ctrl_c_while_a_hook_runs_is_not_lost_and_drops_no_hook(
+    ctrl_c: None, caplog: pytest.LogCaptureFixture, hook: str, job: Any, call: str
+) -> None:
+    told: list[str] = []
+
+    def interrupt(event: Any) -> None:
+        told.append(event.kind)
+        signal.raise_signal(signal.SIGINT)
+
+    hooks = Hooks()
+    setattr(hooks, hook, interrupt)
+
+    async def main() -> None:
+        async with open_pool(1, obey, hooks=[hooks], unobserved="ignore") as pool:
+            if call == "cancel":
+                pool.pause()
+                pool.submit_nowait(job)
+                pool.cancel()
+            elif call == "submit_nowait":
+                pool.submit_nowait(job)
+            else:
+                await getattr(pool, call)(job)
+            await trio.sleep(1.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert told == [hook.removeprefix("on_")]
+    assert not [record for record in caplog.records if "hook" in record.msg]
 
 
 async def test_a_hook_may_submit_a_job() -> None:
