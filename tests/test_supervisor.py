@@ -1211,6 +1211,34 @@ async def test_a_job_handed_to_a_worker_that_dies_in_the_same_tick_is_not_lost(
         assert pool.statistics().lost == 0
 
 
+async def test_a_job_waits_for_no_cleanup_of_the_worker_that_dies_before_it_began(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    nurseries: list[trio.Nursery] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        try:
+            async with trio.open_nursery() as nursery:
+                nurseries.append(nursery)
+                yield obey
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    async with open_pool(1, worker=worker) as pool:
+        await wait_all_tasks_blocked()
+        nurseries[0].cancel_scope.cancel()
+        # The worker is still taken for an idle one.
+        reply = pool.submit_nowait(1)
+        assert pool.statistics().running == 1
+        await wait_all_tasks_blocked()
+        assert pool.statistics().queued == 1
+        assert [worker.state for worker in pool.workers()] == [WorkerState.STOPPING]
+        assert await reply.wait() == 1
+        assert trio.current_time() == 5
+
+
 async def test_a_job_for_a_worker_that_dies_is_withdrawn_when_its_caller_is_cancelled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
