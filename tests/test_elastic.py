@@ -1093,6 +1093,28 @@ async def test_ready_that_raises_is_a_crash_and_no_job_is_lost() -> None:
     ]
 
 
+async def test_a_job_waits_for_no_other_worker_where_ready_raises(
+    autojump_clock: MockClock,
+) -> None:
+    gate, setups = Gate(), 0
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Gate, None]:
+        nonlocal setups
+        setups += 1
+        await trio.sleep(0 if setups <= 2 else 5)
+        yield gate
+
+    async with open_pool(2, worker=worker) as pool:
+        reply = await pool.submit(1, delay=1.5)
+        await wait_all_tasks_blocked()
+        # That of the one which is woken for the job.
+        gate.error = Broken("not ready")
+        assert await reply.wait() == 1
+        assert trio.current_time() == 1.5
+        assert pool.statistics().restarts == 1
+
+
 async def test_ready_that_raises_spends_the_budget() -> None:
     error = Broken("not ready")
     gate = Gate()
@@ -2147,6 +2169,36 @@ async def test_the_age_of_a_fresh_worker_counts_from_its_own_setup(
         assert [when - began for when in workers.setups] == [0, 6]
         await trio.sleep(2)
         assert [when - began for when in workers.setups] == [0, 6, 16]
+
+
+async def test_the_age_of_a_worker_is_forgotten_with_it_though_it_was_idle_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_age=10, max_idle=3) as pool:
+        await trio.sleep(1)
+        await pool.process(1.0)
+        # Looked at in vain when 3 s are over, it is replaced at 5 s.
+        await trio.sleep(3.5)
+        assert workers.setups == [0, 5]
+        await pool.process(6.0)
+        await trio.sleep(1)
+        assert workers.setups == [0, 5]
+
+
+async def test_looks_at_a_worker_that_is_never_idle_leave_nothing_behind(
+    autojump_clock: MockClock,
+) -> None:
+    def lists() -> int:
+        gc.collect()
+        return sum(type(found) is list for found in gc.get_objects())
+
+    async with open_pool(1, obey, max_idle=1) as pool:
+        await pool.submit(1000.0)
+        await trio.sleep(100.5)
+        before = lists()
+        await trio.sleep(100)
+        assert lists() < before + 50
 
 
 async def test_a_fresh_worker_goes_on_with_the_record_of_its_slot() -> None:
