@@ -379,7 +379,6 @@ class Supervisor:
                 )
                 self.cancel()
                 self.opened.set()
-            del self.dispatch.workers[worker.id]
             return
         recycled = worker.leaving and not worker.retiring
         worker.leaving = worker.retiring
