@@ -382,7 +382,6 @@ class Supervisor:
             return
         recycled = worker.leaving and not worker.retiring
         worker.leaving = worker.retiring
-        worker.set_gate()
         if gone.error is not None and not stopping:
             self._spend(worker, gone.error)
         elif recycled and not stopping and not self._retired():
