@@ -186,7 +186,6 @@ class _Handle:
         self._dispatch.check_thread()
         return await self._supervisor.shut_down(grace)
 
-    @enable_ki_protection
     def cancel(self) -> None:
         """Stop now: cancel every job, waiting or running; refuse new ones.
 
