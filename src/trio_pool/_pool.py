@@ -549,8 +549,8 @@ class Pool(_Handle, Generic[In, Out]):
         drain: Drain[Any] | None,
         uid: int | str | None,
     ) -> None:
+        check_seconds("delay", delay, infinite=False)
         if delay or ttl != math.inf or drain is not None or uid is not None:
-            check_seconds("delay", delay, infinite=False)
             check_seconds("ttl", ttl, zero=False)
             _check_drain(drain)
             _check_id(uid)
@@ -560,8 +560,6 @@ class Pool(_Handle, Generic[In, Out]):
             terms.ttl = ttl
             terms.drain = drain
             terms.uid = uid
-        else:
-            check_seconds("delay", delay, infinite=False)
 
     def _set_options(
         self,
