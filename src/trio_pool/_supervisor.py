@@ -128,12 +128,12 @@ class Supervisor:
         self, worker: Worker, when: float, call: Callable[[Worker], None]
     ) -> None:
         alarm = self.dispatch.timer.at(when, lambda: call(worker))
-        worker.alarms = (*worker.alarms, alarm)
+        planned = [alarm for alarm in worker.alarms if alarm[2] is not None]
+        worker.alarms = (*planned, alarm)
 
     def _look_at_idle(self, worker: Worker) -> None:
         """Recycle a worker that has been idle for too long, or look again later."""
         now = self.dispatch.clock()
-        worker.alarms = tuple(a for a in worker.alarms if a[2] is not None)
         idle = worker in self.dispatch.idle or worker in self.dispatch.resting
         end = (worker.idle_since if idle else now) + self.config.max_idle
         if idle and end <= now:
@@ -425,8 +425,6 @@ class Supervisor:
         delay = 0.0
         if len(crashes) > 1:
             delay = max(_LEAST_BACKOFF, restart.backoff(len(crashes) - 2))
-        # Those of restarts before this one have rung.
-        self._forget_alarms(worker)
         self._plan(worker, now + delay, self._due.append)
 
     def _give_up(self, reason: str, cause: BaseException) -> None:
