@@ -389,7 +389,6 @@ class Supervisor:
             return
         if worker.retiring or gone.error is None or stopping:
             self._fire(worker)
-            self._staff()
 
     def _forget_alarms(self, worker: Worker) -> None:
         for alarm in worker.alarms:
