@@ -308,8 +308,7 @@ class Supervisor:
     def _scale(self) -> None:
         """Look whether another number of workers would do better."""
         dispatch = self.dispatch
-        if self._scaler is None or self._retired():
-            return
+        assert self._scaler is not None
         idle = len(dispatch.idle) + len(dispatch.resting)
         waiting = dispatch.line.ready + dispatch.room.ready
         if dispatch.line.sources and not idle:
