@@ -392,7 +392,6 @@ class Supervisor:
     def _forget_alarms(self, worker: Worker) -> None:
         for alarm in worker.alarms:
             self.dispatch.timer.take_back(alarm)
-        worker.alarms = ()
 
     def _fire(self, worker: Worker) -> None:
         self._forget_alarms(worker)
