@@ -1643,6 +1643,23 @@ async def test_very_many_jobs_of_a_broken_pool_hear_that_it_is_broken(
     assert check_books(pool).lost == 3_000
 
 
+async def test_very_many_jobs_hear_that_a_backoff_has_broken_the_pool() -> None:
+    def backoff(_: int) -> float:
+        raise ZeroDivisionError
+
+    with pytest.raises(PoolBroken):
+        async with open_pool(
+            1, obey, restart=Restart(backoff=backoff), max_backlog=math.inf
+        ) as pool:
+            for _ in range(2):
+                pool.submit_nowait(SystemExit())
+            replies = [pool.submit_nowait(number) for number in range(3_000)]
+            with trio.fail_after(5):
+                await trio.sleep_forever()
+    assert Counter(reply.state for reply in replies)[JobState.LOST] >= 2_000
+    assert balanced(pool.statistics())
+
+
 async def test_the_items_of_a_batch_that_wait_for_another_try_end_with_the_pool() -> (
     None
 ):
