@@ -200,6 +200,35 @@ async def test_resize_down_lets_idle_workers_go_first() -> None:
         await reply.wait()
 
 
+async def test_resize_down_lets_a_worker_go_that_is_set_up_before_an_idle_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    setups, go, crashing = 0, trio.Event(), -1
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Any, None]:
+        nonlocal setups
+        setups += 1
+        await trio.sleep(0 if setups <= 2 else 60)
+        yield leave
+
+    async def leave(number: int) -> None:
+        await go.wait()
+        if number == crashing:
+            raise SystemExit
+
+    async with open_pool(2, worker=worker, unobserved="ignore") as pool:
+        replies = await pool.submit_batch(range(2))
+        await wait_all_tasks_blocked()
+        crashing = [reply.worker for reply in replies].index(0)
+        go.set()
+        await wait_all_tasks_blocked()
+        states = [worker.state for worker in pool.workers()]
+        assert states == [WorkerState.STARTING, WorkerState.IDLE]
+        await pool.resize(1)
+        assert [worker.id for worker in pool.workers()] == [1]
+
+
 async def test_resize_down_never_interrupts_a_job(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
