@@ -638,6 +638,21 @@ async def test_a_worker_that_waits_for_its_restart_does_not_block_the_end(
     assert trio.current_time() == 0
 
 
+async def test_a_worker_that_waits_for_its_restart_stops_with_the_pool(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(
+        1, obey, restart=Restart(backoff=lambda _: 60.0), unobserved="ignore"
+    ) as pool:
+        for _ in range(2):
+            with pytest.raises(WorkerCrashed):
+                await pool.process(SystemExit())
+        await wait_all_tasks_blocked()
+        assert [w.state for w in pool.workers()] == [WorkerState.RESTARTING]
+        pool.cancel()
+    assert [w.state for w in pool.workers()] == [WorkerState.STOPPED]
+
+
 async def test_a_setup_that_fails_after_resize_is_tried_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
