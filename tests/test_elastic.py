@@ -436,6 +436,37 @@ async def test_a_resize_inside_of_the_range_holds_until_the_load_says_otherwise(
         assert pool.size == 1
 
 
+async def test_a_resize_after_autoscaling_has_let_idle_workers_go_counts_for_busy_ones(
+    autojump_clock: MockClock,
+) -> None:
+    scale = Autoscale(min=1, max=3, interval=0.25, down_after=1.0)
+    async with open_pool(0, obey, scale=scale) as pool:
+        await pool.resize(3)
+        await trio.sleep(1.375)
+        assert pool.size == pool.statistics().workers == 2
+        await pool.submit_batch([2.0, 2.0])
+        await wait_all_tasks_blocked()
+        await pool.resize(1)
+        assert pool.size == pool.statistics().workers == 1
+        assert trio.current_time() == 3.375
+
+
+async def test_a_paused_pool_does_not_grow_though_its_workers_are_busy(
+    autojump_clock: MockClock,
+) -> None:
+    scale = Autoscale(min=1, max=3, interval=0.25)
+    async with open_pool(0, obey, scale=scale) as pool:
+        await pool.submit(5.0)
+        await wait_all_tasks_blocked()
+        pool.pause()
+        await pool.submit(5.0)
+        await trio.sleep(2)
+        assert pool.size == 1
+        pool.resume()
+        await trio.sleep(0.5)
+        assert pool.size == 2
+
+
 async def test_the_block_is_left_while_a_new_worker_is_set_up(
     autojump_clock: MockClock,
 ) -> None:
