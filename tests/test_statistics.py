@@ -872,3 +872,14 @@ async def test_the_items_of_the_last_map_are_not_counted_again() -> None:
         await pool.map([look] * 4, timeout=math.inf)
         await pool.map([look] * 4, timeout=5)
     assert seen == list(range(4, 12))
+
+
+async def test_the_run_times_of_workers_that_are_gone_still_count() -> None:
+    """By the real clock, as what takes next to no time is measured together."""
+    async with open_pool(1, obey) as pool:
+        for number in range(100):
+            await pool.process(number)
+        before = pool.statistics().run
+        await pool.resize(0)
+        after = pool.statistics().run
+    assert (after.count, after.mean) == (before.count, pytest.approx(before.mean))
