@@ -33,6 +33,7 @@ from trio_pool import (
     ShutdownReport,
     TaskPool,
     WorkerState,
+    WouldDeadlock,
     WrongThread,
     open_pool,
 )
@@ -229,6 +230,24 @@ async def test_resize_down_lets_a_worker_go_that_is_set_up_before_an_idle_one(
         assert [worker.id for worker in pool.workers()] == [1]
 
 
+async def test_resize_down_keeps_the_oldest_slots() -> None:
+    async with open_pool(4, obey) as pool:
+        await wait_all_tasks_blocked()
+        await pool.resize(2)
+        assert [worker.id for worker in pool.workers()] == [0, 1]
+
+
+async def test_resize_down_waits_for_one_item_of_a_map_and_not_for_all(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.map, [1.0] * 8)
+        await trio.sleep(2.5)
+        await pool.resize(0)
+        assert trio.current_time() == 3
+        await pool.resize(1)
+
+
 async def test_resize_down_never_interrupts_a_job(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -302,6 +321,19 @@ async def test_a_busy_worker_that_has_to_go_takes_no_more_jobs() -> None:
         assert waiting.state is JobState.QUEUED
         await pool.resize(1)
         assert await waiting.wait() == 1
+
+
+async def test_a_job_may_resize_its_pool_but_to_fewer_workers() -> None:
+    async def resize(size: int) -> int:
+        await pool.resize(size)
+        return pool.size
+
+    async with open_pool(2, resize) as pool:
+        for size in (2, 3):
+            assert await pool.process(size) == size
+        with pytest.raises(WouldDeadlock):
+            await pool.process(2)
+        assert pool.size == 3
 
 
 async def test_a_cancelled_resize_keeps_the_target() -> None:
