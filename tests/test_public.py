@@ -276,6 +276,14 @@ def test_both_kinds_of_pool_default_the_same() -> None:
             assert of_pool[option].annotation == of_task_pool[option].annotation
 
 
+def test_a_stream_of_events_keeps_1024_unread_where_nothing_else_is_said() -> None:
+    (buffer,) = (
+        inspect.signature(Pool.events).parameters[option]
+        for option in options_of(Pool, "events")
+    )
+    assert (buffer.name, buffer.default) == ("buffer", 1024)
+
+
 def test_pool_and_task_pool_have_the_same_methods_but_for_go() -> None:
     assert methods(TaskPool).keys() - methods(Pool).keys() == {"go"}
     assert methods(Pool).keys() - methods(TaskPool).keys() == set()
