@@ -1788,3 +1788,29 @@ async def submit(pool, job, **options):
         await reply.wait()
     finally:
         reply.cancel()
+
+
+async def test_a_map_that_the_bound_held_up_goes_on_as_there_are_more_workers(
+    autojump_clock: MockClock,
+) -> None:
+    """A retry that waits takes the only place there is, until there are two."""
+    failures = iter([ValueError()])
+
+    async def fail_once(job: int) -> int:
+        for failure in failures:
+            raise failure
+        return job
+
+    retry = Retry(2, Backoff(30.0, jitter=0))
+    async with open_pool(1, fail_once, retry=retry, max_backlog=0) as pool:
+        async with trio.open_nursery() as nursery:
+            reply = await pool.submit(0)
+            await wait_all_tasks_blocked()
+            assert reply.state is JobState.DELAYED
+            nursery.start_soon(pool.map, range(3))
+            await wait_all_tasks_blocked()
+            assert pool.statistics().done == 0
+            await pool.resize(2)
+        assert trio.current_time() == 0
+        assert await reply.wait() == 0
+        assert trio.current_time() == 30
