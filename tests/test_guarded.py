@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 
 import outcome
@@ -612,6 +612,42 @@ async def test_other_code_gets_its_turn_at_a_busy_limiter(autojump_clock):
         with trio.fail_after(5.0):
             async with limiter:
                 assert pool.statistics().running == 0
+
+
+def mortal_workers(handler, cleanup):
+    """Make a factory of workers, and the scopes that each of them lives in."""
+    scopes = []
+
+    @asynccontextmanager
+    async def worker():
+        with trio.CancelScope() as scope:
+            scopes.append(scope)
+            try:
+                yield handler
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(cleanup)
+
+    return worker, scopes
+
+
+async def test_a_probe_that_is_put_back_keeps_its_place_and_no_token(autojump_clock):
+    """Its worker is lost after it was handed over and before it has begun."""
+    breaker = CircuitBreaker(1, open_for=1.5)
+    limiter = trio.CapacityLimiter(1)
+    worker, scopes = mortal_workers(obey, cleanup=5.0)
+    async with open_pool(1, worker=worker, breaker=breaker, limiter=limiter) as pool:
+        await break_circuit(pool, breaker)
+        await trio.sleep(1.5)
+        scopes[0].cancel()
+        reply = pool.submit_nowait("probe")
+        assert limiter.borrowed_tokens == 1
+        await trio.sleep(2.0)
+        assert reply.state is JobState.QUEUED
+        assert breaker.statistics().probing == 1
+        assert limiter.borrowed_tokens == 0
+        assert await reply.wait() == "probe"
+        assert breaker.state == "closed"
 
 
 async def test_an_id_that_was_refused_by_an_open_circuit_is_free(autojump_clock):

@@ -892,6 +892,50 @@ async def test_a_job_that_is_put_back_waits_from_when_it_was_given_in_or_later(
         assert (count.wait.count, count.wait.max) == (1, 1.5)
 
 
+async def test_a_job_that_is_put_back_starts_at_once_in_another_worker(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The worker that it was handed to is no idle one while it cleans up."""
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        async def handler(job: Any) -> trio.CancelScope:
+            return scope
+
+        with trio.CancelScope() as scope:
+            try:
+                yield handler
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(5.0)
+
+    async with open_pool(2, worker=worker) as pool:
+        scope = await pool.process("first")
+        await wait_all_tasks_blocked()
+        # The worker that has rested last is the first to have another job.
+        scope.cancel()
+        reply = pool.submit_nowait("second")
+        lost = reply.worker
+        await trio.sleep(1.0)
+        assert reply.done
+        assert await reply.wait() is not scope
+        states = {one.id: one.state for one in pool.workers()}
+        assert states.pop(lost) is WorkerState.STOPPING
+        assert list(states.values()) == [WorkerState.IDLE]
+
+
+async def test_a_job_with_terms_finds_an_idle_worker_beside_one_that_is_on_its_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(2, trio.sleep) as pool:
+        pool.pause()
+        pool.submit_nowait(5.0)
+        pool.resume()
+        reply = pool.submit_nowait(1.0, ttl=9.0)
+        await reply.wait()
+        assert trio.current_time() == 1.0
+
+
 async def test_the_throughput_stands_still_after_the_block(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
