@@ -892,24 +892,26 @@ async def test_a_job_that_is_put_back_waits_from_when_it_was_given_in_or_later(
         assert (count.wait.count, count.wait.max) == (1, 1.5)
 
 
+@asynccontextmanager
+async def mortal_worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+    """Give a worker whose handler returns the scope that it lives in."""
+
+    async def handler(job: Any) -> trio.CancelScope:
+        return scope
+
+    with trio.CancelScope() as scope:
+        try:
+            yield handler
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5.0)
+
+
 async def test_a_job_that_is_put_back_starts_at_once_in_another_worker(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The worker that it was handed to is no idle one while it cleans up."""
-
-    @asynccontextmanager
-    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
-        async def handler(job: Any) -> trio.CancelScope:
-            return scope
-
-        with trio.CancelScope() as scope:
-            try:
-                yield handler
-            finally:
-                with trio.CancelScope(shield=True):
-                    await trio.sleep(5.0)
-
-    async with open_pool(2, worker=worker) as pool:
+    async with open_pool(2, worker=mortal_worker) as pool:
         scope = await pool.process("first")
         await wait_all_tasks_blocked()
         # The worker that has rested last is the first to have another job.
@@ -924,16 +926,79 @@ async def test_a_job_that_is_put_back_starts_at_once_in_another_worker(
         assert list(states.values()) == [WorkerState.IDLE]
 
 
-async def test_a_job_with_terms_finds_an_idle_worker_beside_one_that_is_on_its_way(
+async def test_a_caller_that_waits_for_room_gets_another_worker_if_its_own_is_lost(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_pool(2, trio.sleep) as pool:
+    async with open_pool(2, worker=mortal_worker, max_backlog=0) as pool:
+        scope = await pool.process("first")
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            pool.pause()
+            nursery.start_soon(pool.process, "second")
+            await wait_all_tasks_blocked()
+            # The one that the resume wakes for it.
+            scope.cancel()
+            pool.resume()
+        assert trio.current_time() == 0.0
+
+
+@pytest.mark.parametrize("max_backlog", [0, 1, 9])
+async def test_a_job_with_terms_finds_an_idle_worker_beside_one_that_is_on_its_way(
+    max_backlog: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with (
+        open_pool(2, trio.sleep, max_backlog=max_backlog) as pool,
+        trio.open_nursery() as nursery,
+    ):
         pool.pause()
-        pool.submit_nowait(5.0)
+        nursery.start_soon(pool.process, 5.0)
+        await wait_all_tasks_blocked()
         pool.resume()
-        reply = pool.submit_nowait(1.0, ttl=9.0)
+        reply = await pool.submit(1.0, ttl=9.0)
         await reply.wait()
         assert trio.current_time() == 1.0
+
+
+async def test_a_job_that_others_made_room_for_finds_an_idle_worker_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(2, trio.sleep, max_backlog=3, overflow="drop_oldest") as pool:
+        dropped = pool.submit_nowait(0, delay=60)
+        first = pool.submit_nowait(0, delay=60, key="key")
+        second = pool.submit_nowait(5.0, key="key")
+        first.cancel()
+        pool.submit_nowait(0, delay=9)
+        # One worker is on its way to the second of the key.
+        third = pool.submit_nowait(1.0, ttl=9.0)
+        assert dropped.state is JobState.DROPPED
+        await third.wait()
+        assert trio.current_time() == 1.0
+        await second.wait()
+        assert trio.current_time() == 5.0
+
+
+async def test_a_caller_without_room_finds_an_idle_worker_beside_one_that_is_leased(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whichever of the two tasks is the first to run."""
+
+    async def lease() -> None:
+        async with pool.lease():
+            await trio.sleep(5.0)
+
+    async def call() -> None:
+        reply = await pool.submit(1.0, ttl=9.0)
+        await reply.wait()
+        assert trio.current_time() == began + 1.0
+
+    for _ in range(10):
+        began = trio.current_time()
+        async with (
+            open_pool(2, trio.sleep, max_backlog=0) as pool,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(lease)
+            nursery.start_soon(call)
 
 
 async def test_the_throughput_stands_still_after_the_block(

@@ -163,8 +163,8 @@ class Supervisor:
         job = worker.job
         if job is not None and not job.begun and not dispatch.stopping:
             dispatch.settle_leftover(job, None)
-        if dispatch.line.has_work():
-            # It may have been woken for what waits there.
+        if dispatch.has_ready():
+            # It may have been woken for what waits.
             dispatch.rouse(1)
 
     def worker_gone(
