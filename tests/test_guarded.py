@@ -182,6 +182,18 @@ async def test_a_pause_that_is_over_before_the_next_token_changes_nothing(
     assert handler.times == [0.0, 1.0, 2.0]
 
 
+async def test_a_new_job_does_not_take_the_start_of_one_that_waits(autojump_clock):
+    handler = Starts()
+    async with open_pool(2, handler, rate=Rate(1)) as pool:
+        pool.pause()
+        pool.submit_nowait("first")
+        pool.resume()
+        # One worker is on its way to the first, and the other is idle.
+        pool.submit_nowait("second")
+    assert handler.inputs == ["first", "second"]
+    assert handler.times == [0.0, 1.0]
+
+
 async def test_shutdown_lets_the_rate_have_its_way_within_grace(autojump_clock):
     handler = Starts()
     async with open_pool(4, handler, rate=Rate(1)) as pool:

@@ -22,6 +22,7 @@ from trio_pool import (
     JobState,
     JobTimeout,
     Priority,
+    Rate,
     Retry,
     WorkerCrashed,
     WorkerState,
@@ -743,13 +744,14 @@ async def test_choose_is_shown_the_idle_workers_and_only_them(autojump_clock):
         assert taken not in {worker.id for worker in shown[1]}
 
 
-async def test_the_chosen_worker_gets_the_job(autojump_clock):
+@pytest.mark.parametrize("options", [{}, {"rate": Rate(9, burst=9)}], ids=["", "rate"])
+async def test_the_chosen_worker_gets_the_job(options, autojump_clock):
     wish = 0
 
     def wished(idle):
         return next(worker for worker in idle if worker.id == wish)
 
-    async with open_pool(3, recorder()[0], choose=wished) as pool:
+    async with open_pool(3, recorder()[0], choose=wished, **options) as pool:
         for wish in (2, 0, 1, 1, 2):
             reply = await pool.submit(wish)
             await reply.wait()
