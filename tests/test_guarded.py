@@ -548,6 +548,22 @@ async def test_a_leased_worker_is_refused_by_an_open_breaker_too(autojump_clock)
         assert await worker.process(1) == 1
 
 
+async def test_a_refused_job_of_a_lease_takes_no_token_of_the_rate(autojump_clock):
+    breaker = CircuitBreaker(1, open_for=2.0)
+    async with (
+        open_pool(1, obey, breaker=breaker, rate=Rate(1)) as pool,
+        pool.lease() as worker,
+    ):
+        with pytest.raises(OSError, match="failed"):
+            await worker.process("fail")
+        await trio.sleep(1.5)
+        with pytest.raises(CircuitOpen):
+            await worker.process("refused")
+        await trio.sleep(0.5)
+        await worker.process("probe")
+        assert trio.current_time() == 2.0
+
+
 async def test_a_refused_job_takes_no_token_of_the_rate(autojump_clock):
     """What never starts costs no start: the next that may start does so at once."""
     breaker = CircuitBreaker(1, open_for=2.0)

@@ -619,6 +619,20 @@ async def test_a_job_that_is_rejected_takes_no_place_in_its_key(method, autojump
     assert starts == [0, 1, 2]
 
 
+async def test_a_call_without_room_in_a_cancelled_scope_takes_no_place_in_its_key(
+    autojump_clock,
+):
+    async with open_pool(1, trio.sleep, max_backlog=0) as pool:
+        pool.submit_nowait(1.0)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await pool.process(1.0, key="key")
+        assert scope.cancelled_caught
+        with trio.fail_after(5):
+            await pool.process(1.0, key="key")
+        assert trio.current_time() == 2.0
+
+
 async def test_a_key_goes_on_after_a_job_that_would_have_deadlocked(autojump_clock):
     errors = []
 

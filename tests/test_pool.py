@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -32,6 +32,7 @@ from trio_pool import (
     Retry,
     ShutdownReport,
     TaskPool,
+    WorkerSnapshot,
     WorkerState,
     WouldDeadlock,
     WrongThread,
@@ -999,6 +1000,43 @@ async def test_a_caller_without_room_finds_an_idle_worker_beside_one_that_is_lea
         ):
             nursery.start_soon(lease)
             nursery.start_soon(call)
+
+
+async def test_a_job_with_terms_that_never_started_has_not_waited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, obey) as pool:
+        await trio.sleep(2.0)
+        for options in ({}, {"ttl": 9.0}):
+            reply = pool.submit_nowait(1, **options)
+            assert pool.statistics().wait.count == 1
+            reply.cancel()
+            assert pool.statistics().wait.count == 0
+
+
+@pytest.mark.parametrize("choose", [min, max])
+async def test_a_resize_lets_the_idle_worker_go_and_not_the_chosen_one(
+    choose: Callable[..., WorkerSnapshot], autojump_clock: trio.testing.MockClock
+) -> None:
+    def chosen(idle: Sequence[WorkerSnapshot]) -> WorkerSnapshot:
+        return choose(idle, key=lambda worker: worker.id)
+
+    async with open_pool(2, trio.sleep, choose=chosen) as pool:
+        pool.submit_nowait(5.0)
+        await wait_all_tasks_blocked()
+        await pool.resize(1)
+        assert trio.current_time() == 0.0
+
+
+async def test_the_wait_for_room_is_no_wait_of_the_job(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep, max_backlog=0) as pool:
+        pool.submit_nowait(2.0)
+        await pool.process(1.0)
+        assert trio.current_time() == 3.0
+        count = pool.statistics()
+        assert (count.wait.count, count.wait.max) == (2, 0.0)
 
 
 async def test_the_throughput_stands_still_after_the_block(

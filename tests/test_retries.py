@@ -1399,6 +1399,28 @@ async def test_while_the_bound_is_passed_no_new_job_is_started(
         assert await pool.process(value) == "value"
 
 
+async def test_a_job_behind_a_batch_that_may_not_start_does_not_wait_with_it(
+    autojump_clock,
+):
+    """While more wait than the bound says, no item is started."""
+
+    async def handler(job):
+        await trio.sleep(1.0)
+        if job == "fails":
+            raise OSError
+
+    retry = Retry(2, lambda number: 9.0)
+    async with (
+        open_pool(1, handler, max_backlog=1, retry=retry, unobserved="ignore") as pool,
+        trio.open_nursery() as nursery,
+    ):
+        pool.submit_nowait("fails")
+        nursery.start_soon(pool.map, ["item"])
+        await wait_all_tasks_blocked()
+        await pool.process("job")
+        assert trio.current_time() == 2.0
+
+
 @pytest.mark.parametrize(
     ("how", "max_backlog"),
     [

@@ -1914,3 +1914,15 @@ async def test_an_item_that_fails_has_an_id_of_its_own() -> None:
         with pytest.raises(RuntimeError, match=r"job \d+ raised") as caught:
             await anext(results)
     assert f"job {ids[0]} " not in str(caught.value)
+
+
+async def test_a_job_behind_a_batch_whose_input_is_at_its_end_starts_at_once(
+    autojump_clock,
+):
+    items = (seconds for seconds in [1.0])
+    async with open_pool(1, trio.sleep) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.map, items)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await pool.process(1.0)
+        assert trio.current_time() == 2.0
