@@ -182,6 +182,15 @@ async def test_a_pause_that_is_over_before_the_next_token_changes_nothing(
     assert handler.times == [0.0, 1.0, 2.0]
 
 
+async def test_the_rate_holds_on_the_real_clock_too():
+    async with open_pool(2, Starts(), rate=Rate(1, per=3600)) as pool:
+        await pool.process("first")
+        reply = pool.submit_nowait("second")
+        await wait_all_tasks_blocked()
+        assert reply.state is JobState.QUEUED
+        reply.cancel()
+
+
 async def test_a_new_job_does_not_take_the_start_of_one_that_waits(autojump_clock):
     handler = Starts()
     async with open_pool(2, handler, rate=Rate(1)) as pool:
@@ -448,9 +457,31 @@ async def test_a_retry_that_is_the_probe_closes_it(autojump_clock):
 
     retry = Retry(2, backoff=lambda number: 1.0)
     async with open_pool(1, second_time_lucky, breaker=breaker, retry=retry) as pool:
-        assert await pool.process(1) == 1
+        # No error is left of the attempt before.
+        assert await pool.submit_nowait(1).wait() == 1
         assert breaker.state == "closed"
         assert breaker.statistics().probing == 0
+
+
+async def test_jobs_that_a_hook_gives_in_for_one_that_is_refused_all_run(
+    autojump_clock,
+):
+    class GivesIn(Hooks):
+        def on_job_error(self, event):
+            if isinstance(event.error, CircuitOpen):
+                breaker.reset()
+                replies.extend(pool.submit_nowait(number) for number in range(2))
+
+    breaker = CircuitBreaker(1)
+    async with open_pool(
+        1, obey, breaker=breaker, hooks=[GivesIn()], unobserved="ignore"
+    ) as pool:
+        replies = []
+        pool.submit_nowait("fail")
+        refused = pool.submit_nowait("refused")
+        await outcome_of(refused.wait)
+        with trio.fail_after(5):
+            assert [await reply.wait() for reply in replies] == [0, 1]
 
 
 @pytest.mark.parametrize("job", ["hang", "crash"])

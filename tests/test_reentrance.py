@@ -68,8 +68,12 @@ def ended(pool):
 # Hooks --------------------------------------------------------------------
 
 
-async def test_a_hook_that_cancels_a_map_keeps_its_item_from_starting(autojump_clock):
-    started = []
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_a_hook_that_cancels_a_map_keeps_its_item_from_starting(
+    guarded, autojump_clock
+):
+    started, limiter = [], trio.CapacityLimiter(1)
+    options = {"limiter": limiter} if guarded else {}
 
     def cancel(event):
         if event.state is JobState.RUNNING:
@@ -80,12 +84,13 @@ async def test_a_hook_that_cancels_a_map_keeps_its_item_from_starting(autojump_c
         return item
 
     hooks = OnQueue(cancel)
-    async with open_pool(1, handler, hooks=[hooks]) as pool:
+    async with open_pool(1, handler, hooks=[hooks], **options) as pool:
         with trio.fail_after(20), trio.CancelScope() as scope:
             await pool.map([1, 2, 3])
         assert scope.cancelled_caught
         await wait_all_tasks_blocked()
         assert started == []
+        assert limiter.borrowed_tokens == 0
         assert ended(pool) == {"cancelled": 1}
         hooks.call = id
         with trio.fail_after(20):
