@@ -378,6 +378,25 @@ async def test_a_worker_whose_job_was_withdrawn_in_its_tick_takes_the_queued_one
         await kind.ask_the_facts(pool)
 
 
+async def test_a_new_job_does_not_pass_those_that_a_worker_is_on_its_way_to(
+    kind, autojump_clock
+):
+    async with kind.open(1) as pool:
+        order = []
+
+        async def job(number):
+            order.append(number)
+
+        await wait_all_tasks_blocked()
+        first = pool.submit_nowait(functools.partial(job, 1))
+        pool.submit_nowait(functools.partial(job, 2))
+        first.cancel()
+        pool.submit_nowait(functools.partial(job, 3))
+        await pool.join()
+        assert order == [2, 3]
+        await kind.ask_the_facts(pool)
+
+
 async def test_process_cancelled_while_it_runs_cancels_the_handler(
     kind, autojump_clock
 ):

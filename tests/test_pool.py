@@ -943,6 +943,32 @@ async def test_a_caller_that_waits_for_room_gets_another_worker_if_its_own_is_lo
         assert trio.current_time() == 0.0
 
 
+async def test_a_worker_that_is_lost_in_a_pause_gets_no_job_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(2, worker=mortal_worker) as pool:
+        scope = await pool.process("first")
+        await wait_all_tasks_blocked()
+        pool.pause()
+        scope.cancel()
+        await wait_all_tasks_blocked()
+        pool.resume()
+        assert await pool.process("second") is not scope
+        assert trio.current_time() == 0.0
+
+
+async def test_a_resume_starts_as_many_jobs_as_there_are_workers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(4, trio.sleep) as pool:
+        pool.pause()
+        for _ in range(4):
+            pool.submit_nowait(1.0)
+        pool.resume()
+        await pool.join()
+        assert trio.current_time() == 1.0
+
+
 @pytest.mark.parametrize("max_backlog", [0, 1, 9])
 async def test_a_job_with_terms_finds_an_idle_worker_beside_one_that_is_on_its_way(
     max_backlog: int, autojump_clock: trio.testing.MockClock

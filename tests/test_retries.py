@@ -1399,6 +1399,31 @@ async def test_while_the_bound_is_passed_no_new_job_is_started(
         assert await pool.process(value) == "value"
 
 
+async def test_above_the_bound_as_many_start_as_could_wait_for_another_try(
+    autojump_clock,
+):
+    async def handler(job):
+        await trio.sleep(1.0)
+        if job == "fails":
+            raise OSError
+        ends.append(trio.current_time())
+
+    ends = []
+    retry = Retry(2, lambda number: 9.0)
+    async with open_pool(
+        2, handler, max_backlog=1, retry=retry, unobserved="ignore"
+    ) as pool:
+        for _ in range(2):
+            pool.submit_nowait("fails")
+        await trio.sleep(2.0)
+        # Two wait, and so with one more that runs there may be three.
+        assert pool.statistics().delayed == 2
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(pool.process, "job")
+        assert ends == [3.0, 4.0, 5.0]
+
+
 async def test_a_job_behind_a_batch_that_may_not_start_does_not_wait_with_it(
     autojump_clock,
 ):
@@ -1415,10 +1440,14 @@ async def test_a_job_behind_a_batch_that_may_not_start_does_not_wait_with_it(
         trio.open_nursery() as nursery,
     ):
         pool.submit_nowait("fails")
-        nursery.start_soon(pool.map, ["item"])
+        for _ in range(2):
+            nursery.start_soon(pool.map, ["item"])
         await wait_all_tasks_blocked()
         await pool.process("job")
         assert trio.current_time() == 2.0
+        nursery.cancel_scope.deadline = 20.0
+    # They all had their turn then.
+    assert not nursery.cancel_scope.cancelled_caught
 
 
 @pytest.mark.parametrize(
