@@ -301,7 +301,6 @@ class Worker:
         supervisor.crew[self.task] = self
         self.post: Callable[[Job | None], None] = _post_first
         self._fetch: Callable[[], Job | None] = _no_mail
-        self._crash = self._last_words = None
         trouble: BaseException | None = None
         try:
             if isinstance(factory, NoSetup):
