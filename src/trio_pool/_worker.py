@@ -428,9 +428,7 @@ class Worker:
                         job = None
                     else:
                         job = answer(job, pulls)
-                    if job is None:
-                        if self.heed:
-                            break
+                    if job is None and not self.heed:
                         job = await self._next_job()
                 if self._last_words is not None:
                     raise self._last_words from self._crash
