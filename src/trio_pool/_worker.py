@@ -1002,10 +1002,7 @@ class _Checked:
         try:
             check_handler("the value of worker", handler)
         except TypeError as error:
-            if not await self._manager.__aexit__(
-                type(error), error, error.__traceback__
-            ):
-                raise
+            await self._manager.__aexit__(type(error), error, error.__traceback__)
             raise
         return handler
 
