@@ -445,10 +445,8 @@ class Worker:
     @enable_ki_protection
     def _new_scope(self) -> trio.CancelScope:
         scope = self._scope = trio.CancelScope()
-        self._status = None
         self._shown = inf
         self.heed = self.leaving
-        self._rest_anew()
         return scope
 
     def _rest_anew(self) -> None:
