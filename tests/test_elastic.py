@@ -959,6 +959,15 @@ async def test_ready_is_awaited_before_each_job_is_taken() -> None:
             assert (gate.calls, gate.jobs) == (number + 1, number)
 
 
+async def test_ready_is_awaited_between_the_jobs_of_the_backlog() -> None:
+    gate = Gate()
+    async with open_pool(1, gate) as pool:
+        replies = [pool.submit_nowait(number) for number in range(4)]
+        assert [await reply.wait() for reply in replies] == list(range(4))
+        await wait_all_tasks_blocked()
+        assert (gate.calls, gate.jobs) == (5, 4)
+
+
 async def test_ready_is_awaited_between_the_items_of_a_map() -> None:
     gate = Gate()
     async with open_pool(1, gate) as pool:
@@ -1622,6 +1631,18 @@ async def test_a_pause_does_not_stop_a_lease() -> None:
         await wait_all_tasks_blocked()
         assert not reply.done
         pool.resume()
+        assert await reply.wait() == (0, 2)
+
+
+async def test_a_lease_outlives_a_pause_with_no_job_of_others_in_between() -> None:
+    async with open_pool(1, worker=Seats()) as pool:
+        async with pool.lease() as worker:
+            pool.pause()
+            pool.resume()
+            reply = await pool.submit("seat")
+            assert await worker.process("seat") == (0, 1)
+            await wait_all_tasks_blocked()
+            assert not reply.done
         assert await reply.wait() == (0, 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -677,3 +678,66 @@ async def test_the_hooks_of_a_task_pool() -> None:
     async with open_pool(1, hooks=[recorder]) as pool:
         assert await pool.process(functools.partial(obey, 1)) == 1
     assert recorder.names[2:5] == ["job_queue", "job_start", "job_complete"]
+
+
+async def test_ctrl_c_lands_in_no_hook_but_in_everything_else_of_the_user(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.abc.Clock
+) -> None:
+    """A hook is called while the books are mended, but for that of `Pool.resize`."""
+    protected: dict[str, set[bool]] = {}
+
+    def note(name: str) -> None:
+        seen = protected.setdefault(name, set())
+        seen.add(trio.lowlevel.currently_ki_protected())
+
+    def hear(_: Hooks, event: Any) -> None:
+        note(f"on_{event.kind}")
+
+    names = {name for name in dir(Hooks) if name.startswith("on_")} - {"on_resize"}
+    listener = type("Listener", (Hooks,), dict.fromkeys(names, hear))
+
+    class Handler:
+        async def ready(self) -> None:
+            note("ready")
+
+        async def __call__(self, job: Any) -> Any:
+            note("handler")
+            return await obey(job)
+
+    class Member:
+        async def __aenter__(self) -> Handler:
+            note("setup")
+            return Handler()
+
+        async def __aexit__(self, *exc_info: object) -> None:
+            note("cleanup")
+
+    def factory() -> Member:
+        note("factory")
+        return Member()
+
+    async def pass_on(job: Any, call_next: Any) -> Any:
+        note("middleware")
+        return await call_next()
+
+    options: Any = {"hooks": [listener()], "middleware": [pass_on], "max_backlog": 2}
+    async with open_pool(
+        1, worker=factory, overflow="drop_oldest", unobserved="ignore", **options
+    ) as pool:
+        # The first is handed over, the second dropped, and the next are taken.
+        for job in (1, 2, Broken(), SystemExit()):
+            pool.submit_nowait(job)
+        await pool.join()
+        await pool.process(trio.lowlevel.checkpoint)
+        with pytest.raises(Broken):
+            await pool.process(Broken(), retry=Retry(2))
+        for timeout in (1, math.inf):
+            with trio.move_on_after(2), pytest.raises(JobTimeout):
+                await pool.process(trio.sleep_forever, timeout=timeout)
+        await pool.resize(0)
+    async with open_pool(1, obey, **options) as pool:
+        await pool.map(range(3))
+    theirs = {"factory", "setup", "ready", "middleware", "handler", "cleanup"}
+    assert protected == {name: {True} for name in names} | {
+        name: {False} for name in theirs
+    }
