@@ -328,7 +328,6 @@ class Worker:
         self.post = mailbox.send_nowait
         self._fetch = receiver.receive_nowait
 
-    @enable_ki_protection
     async def _live_in_context(self, factory: Callable[[], Any]) -> None:
         """Enter a context manager of its own, and be a worker in there."""
         with trio.CancelScope() as self._life:
@@ -337,7 +336,6 @@ class Worker:
             async with _open(factory) as handler:
                 await self._live(handler, owns_context=True)
 
-    @enable_ki_protection
     async def _live(self, handler: Handler, owns_context: bool) -> None:
         """Be ready, run jobs, and leave."""
         supervisor = self.supervisor
@@ -359,14 +357,12 @@ class Worker:
                 self.task.context = self._base
                 await cancel_shielded_checkpoint()
 
-    @enable_ki_protection
     async def _settle(self) -> None:
         """Note what its own context manager has opened, and give way once."""
         self.task.context = self._base.copy()
         await cancel_shielded_checkpoint()
         self.own_nurseries = frozenset(self.task.child_nurseries)
 
-    @enable_ki_protection
     async def _await_first(self) -> None:
         """Sleep until there is something to do, while there is nothing to set up.
 
