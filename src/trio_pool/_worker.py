@@ -429,7 +429,6 @@ class Worker:
                 if self._last_words is not None:
                     raise self._last_words from self._crash
 
-    @enable_ki_protection
     def _prepare(self, handler: Handler) -> Handler:
         """Return what is to be called with an input."""
         supervisor = self.supervisor
@@ -438,7 +437,6 @@ class Worker:
             return call
         return compose(supervisor.middleware, call, self)
 
-    @enable_ki_protection
     def _new_scope(self) -> trio.CancelScope:
         scope = self._scope = trio.CancelScope()
         self._shown = inf
