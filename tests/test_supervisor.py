@@ -1446,6 +1446,51 @@ async def test_the_context_of_setup_is_that_of_cleanup_however_the_worker_ends()
     assert Painter.resets == 4
 
 
+@pytest.mark.parametrize("gets_ready", [False, True])
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("way", ["handed", "roused", "in line", "map", "hired"])
+async def test_what_a_job_sets_is_unknown_to_its_worker(
+    way: str, before: int, gets_ready: bool
+) -> None:
+    """Where the variables of the caller are the worker's, too."""
+    seen: list[str] = []
+
+    class Brush:
+        if gets_ready:
+
+            async def ready(self) -> None:
+                seen.append(color.get())
+
+        async def __call__(self, value: str) -> None:
+            color.set(value)
+
+    @asynccontextmanager
+    async def painter() -> AsyncGenerator[Brush, None]:
+        yield Brush()
+        seen.append(color.get())
+
+    async with open_pool(1, worker=painter) as pool:
+        for _ in range(before):
+            await pool.process("jobs")
+            await wait_all_tasks_blocked()
+        if way == "roused":
+            pool.pause()
+        if way == "hired":
+            await pool.resize(0)
+        match way:
+            case "handed":
+                await pool.process("jobs")
+            case "map":
+                await pool.map(["jobs"] * 3)
+            case _:
+                for _ in range(3):
+                    pool.submit_nowait("jobs")
+                pool.resume()
+        if way == "hired":
+            await pool.resize(1)
+    assert set(seen) == {"none"}
+
+
 # Very many that wait, when the pool stops ---------------------------------------
 
 

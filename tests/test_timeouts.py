@@ -528,3 +528,24 @@ async def test_a_map_whose_caller_runs_out_of_time_is_cancelled(autojump_clock):
         assert scope.cancelled_caught
         assert pool.statistics().timed_out == 0
         assert await pool.process(1) == 1
+
+
+async def test_on_the_real_clock_too_each_job_has_its_own_time():
+    """It takes a few ms of real time, in which the alarm of the first job rings."""
+    early = trio.current_time()
+    seen = []
+
+    async def look(seconds):
+        seen.append(trio.current_effective_deadline())
+        await trio.sleep(seconds)
+
+    async with open_pool(1, look) as pool:
+        await pool.process(0, timeout=0.001)
+        with trio.fail_after(1_000):
+            await pool.process(0.002, timeout=500)
+        with pytest.raises(JobTimeout):
+            await pool.process(1_000, timeout=0.001)
+    late = trio.current_time()
+    for deadline, timeout in zip(seen, (0.001, 500, 0.001), strict=True):
+        # What is added up may be rounded.
+        assert early - 1e-6 <= deadline - timeout <= late + 1e-6
