@@ -343,7 +343,8 @@ class Worker:
             self._ready = getattr(handler, "ready", None)
             self.set_gate()
             if owns_context:
-                await self._settle()
+                # What runs there is part of no job.
+                self.own_nurseries = frozenset(self.task.child_nurseries)
             supervisor.worker_ready(self)
             await self._await_first()
             if self.job is not None or not self.leaving:
@@ -356,12 +357,6 @@ class Worker:
             if owns_context or not in_context(self._base):
                 self.task.context = self._base
                 await cancel_shielded_checkpoint()
-
-    async def _settle(self) -> None:
-        """Note what its own context manager has opened, and give way once."""
-        self.task.context = self._base.copy()
-        await cancel_shielded_checkpoint()
-        self.own_nurseries = frozenset(self.task.child_nurseries)
 
     async def _await_first(self) -> None:
         """Sleep until there is something to do, while there is nothing to set up.
