@@ -121,6 +121,12 @@ async def handle(call: Call) -> Thing:
             raise Fatal
         case "sleep":
             await trio.sleep_forever()
+        case "linger":
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(2)
         case "checkpoint":
             await trio.lowlevel.checkpoint()
     return call.traces.thing("the result")
@@ -317,6 +323,59 @@ async def mapped_and_cancelled(pool: Pool[Call, Thing], traces: Traces) -> None:
     assert scope.cancelled_caught
 
 
+async def mapped_failed_and_cancelled(pool: Pool[Call, Thing], traces: Traces) -> None:
+    with trio.move_on_after(1) as scope:
+        try:
+            await pool.map([Call(act, traces) for act in ("linger", "fail")])
+        except* Failure:
+            pass
+    assert scope.cancelled_caught
+
+
+def failing_input(traces: Traces) -> Iterator[Call]:
+    yield Call("checkpoint", traces)
+    raise traces.follow("the error of the input", Failure())
+
+
+async def failing_feed(traces: Traces) -> AsyncGenerator[Call, None]:
+    for call in failing_input(traces):
+        yield call
+
+
+async def mapped_from_a_failing_input(pool: Pool[Call, Thing], traces: Traces) -> None:
+    for source in (failing_input, failing_feed):
+        try:
+            await pool.map(source(traces))
+        except Failure:
+            pass
+        else:
+            raise AssertionError
+
+
+async def settled_from_a_failing_input(pool: Pool[Call, Thing], traces: Traces) -> None:
+    for source in (failing_input, failing_feed):
+        try:
+            await pool.settle(source(traces))
+        except Failure:
+            pass
+        else:
+            raise AssertionError
+
+
+async def streamed_from_a_failing_input(
+    pool: Pool[Call, Thing], traces: Traces
+) -> None:
+    for source in (failing_input, failing_feed):
+        try:
+            async with pool.stream(source(traces)) as stream:
+                async for thing in stream:
+                    del thing
+        except Failure:
+            pass
+        else:
+            raise AssertionError
+
+
 async def settled(pool: Pool[Call, Thing], traces: Traces) -> None:
     acts = ("", "checkpoint", "fail", "fail once", "die", "")
     results = await pool.settle(
@@ -387,6 +446,10 @@ ACTS: tuple[Act, ...] = (
     *(submitted_late, submitted_and_cancelled, expired, dropped, drained),
     *(mapped, mapped_and_failed, mapped_and_cancelled, settled, streamed),
     *(
+        mapped_failed_and_cancelled,
+        mapped_from_a_failing_input,
+        settled_from_a_failing_input,
+        streamed_from_a_failing_input,
         streamed_and_left,
         streamed_and_failed,
         streamed_outcomes,

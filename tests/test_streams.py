@@ -1582,6 +1582,30 @@ async def test_a_stopped_pool_never_passes_cancelled_items_off_as_results(
     assert_idle(pool)
 
 
+async def test_items_that_were_all_taken_have_outcomes_though_the_pool_stops(
+    autojump_clock: MockClock,
+) -> None:
+    outcomes: list[Any] = []
+
+    async def call(pool: Pool[int, int]) -> None:
+        outcomes.extend(settled.outcome for settled in await pool.settle([0, 1]))
+
+    async with trio.open_nursery() as nursery:
+        async with open_pool(2, Handled()) as pool:
+            nursery.start_soon(call, pool)
+            await wait_all_tasks_blocked()
+            pool.cancel()
+    assert [type(outcome.error) for outcome in outcomes] == [JobCancelled] * 2
+
+
+async def test_a_stream_that_was_left_gives_no_more() -> None:
+    async with open_pool(1, double) as pool:
+        async with pool.stream(itertools.count()) as results:
+            assert await anext(results) == 0
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+
+
 async def test_the_end_of_the_pool_does_not_hide_a_failure_of_a_map(
     autojump_clock: MockClock,
 ) -> None:

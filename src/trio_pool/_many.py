@@ -157,38 +157,41 @@ async def map_items(
     """Run a job for each item; see `Pool.map`."""
     sink = _Values()
     batch = Batch(dispatch, sink, copy_context(), timeout, priority, fn=fn, retry=retry)
+    failures: list[BaseException] = []
     cancelled: BaseException | None = None
     try:
-        await _run(batch, items)
-    except trio.Cancelled as error:
-        if not sink.failures:
-            raise
-        cancelled = error
-    # Where something has failed, it is no news that others were called off.
-    failures = [
-        error for error in sink.failures if not isinstance(error, JobCancelled)
-    ] or sink.failures
-    if batch.source_error is not None:
-        failures = [*failures, batch.source_error]
-        if len(failures) == 1:
-            raise_caught(batch.source_error, batch.source_error.__traceback__)
-    # The end of the pool hides no failure that came before it.
-    if (
-        batch.pool_error is not None
-        and (batch.cut or isinstance(batch.pool_error, PoolBroken))
-        and all(isinstance(e, (PoolBroken, JobCancelled)) for e in failures)
-    ):
-        raise batch.pool_error
-    if failures:
-        if cancelled is not None:
-            failures = [*failures, cancelled]
         try:
+            await _run(batch, items)
+        except trio.Cancelled as error:
+            if not sink.failures:
+                raise
+            cancelled = error
+        # Where something has failed, it is no news that others were called off.
+        failures = [
+            error for error in sink.failures if not isinstance(error, JobCancelled)
+        ] or sink.failures
+        if batch.source_error is not None:
+            failures = [*failures, batch.source_error]
+            if len(failures) == 1:
+                raise_caught(batch.source_error, batch.source_error.__traceback__)
+        # The end of the pool hides no failure that came before it.
+        if (
+            batch.pool_error is not None
+            and (batch.cut or isinstance(batch.pool_error, PoolBroken))
+            and all(isinstance(e, (PoolBroken, JobCancelled)) for e in failures)
+        ):
+            raise batch.pool_error
+        if failures:
+            if cancelled is not None:
+                failures = [*failures, cancelled]
             raise BaseExceptionGroup(
                 f"map of pool {dispatch.config.name!r} failed", failures
             )
-        finally:
-            del failures, cancelled, sink, batch
-    return sink.values
+        return sink.values
+    finally:
+        # What is raised has this frame in its traceback, and leads to the batch.
+        batch.source_error = None
+        del failures, cancelled, sink, batch
 
 
 async def settle_items(
@@ -202,9 +205,12 @@ async def settle_items(
     """Run a job for each item and keep all outcomes; see `Pool.settle`."""
     sink = _Settleds()
     batch = Batch(dispatch, sink, copy_context(), timeout, priority, fn=fn, retry=retry)
-    await _run(batch, items)
-    _raise_cut(batch)
-    return await sink.results()
+    try:
+        await _run(batch, items)
+        _raise_cut(batch)
+        return await sink.results()
+    finally:
+        batch.source_error = None
 
 
 def _raise_cut(batch: Batch) -> None:
@@ -465,4 +471,5 @@ async def open_stream(
     finally:
         await _abandon(batch)
         _close(batch)
+        batch.source_error = None
         window.leave()
