@@ -1585,13 +1585,14 @@ async def test_a_stopped_pool_never_passes_cancelled_items_off_as_results(
 async def test_items_that_were_all_taken_have_outcomes_though_the_pool_stops(
     autojump_clock: MockClock,
 ) -> None:
+    """The third worker has found that there are no more."""
     outcomes: list[Any] = []
 
     async def call(pool: Pool[int, int]) -> None:
         outcomes.extend(settled.outcome for settled in await pool.settle([0, 1]))
 
     async with trio.open_nursery() as nursery:
-        async with open_pool(2, Handled()) as pool:
+        async with open_pool(3, Handled()) as pool:
             nursery.start_soon(call, pool)
             await wait_all_tasks_blocked()
             pool.cancel()
