@@ -86,9 +86,9 @@ class Starts:
         assert self._limiter is not None
         self._limiter.release_on_behalf_of(token)
 
-    def release_spares(self, all_of_them: bool = False) -> None:
+    def release_spares(self) -> None:
         """Give back the tokens that nobody has taken, unless somebody may yet."""
-        while self._spares and (all_of_them or not self.waiters):
+        while self._spares and not self.waiters:
             self.release(self._spares.pop())
 
     def are_awaited(self) -> bool:

@@ -257,7 +257,7 @@ class Supervisor:
         finally:
             self.cancel()
             await self._end_leftovers()
-            dispatch.starts.release_spares(all_of_them=True)
+            dispatch.starts.release_spares()
             self.workers_stopped()
             self.finished.set()
 
