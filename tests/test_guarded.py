@@ -18,6 +18,7 @@ from trio_pool import (
     JobCancelled,
     JobState,
     JobTimeout,
+    PoolClosed,
     Rate,
     Retry,
     WorkerCrashed,
@@ -1446,3 +1447,43 @@ async def test_a_chain_of_waits_as_long_as_the_pool_is_refused(size, autojump_cl
             assert await pool.process(size - 1) == math.factorial(size - 1)
             with pytest.raises(WouldDeadlock):
                 await pool.process(size)
+
+
+@pytest.mark.parametrize("stop", ["shutdown", "cancel"])
+async def test_a_leased_job_that_waits_for_its_start_hears_at_once_of_a_closing_pool(
+    stop, autojump_clock
+):
+    heard = []
+
+    async def call(worker):
+        with pytest.raises(PoolClosed):
+            await worker.process(2)
+        heard.append(trio.current_time())
+
+    async with open_pool(1, obey, rate=Rate(1, per=60.0)) as pool:
+        async with pool.lease() as worker, trio.open_nursery() as nursery:
+            await worker.process(1)
+            nursery.start_soon(call, worker)
+            await trio.sleep(1)
+            if stop == "cancel":
+                pool.cancel()
+            else:
+                await pool.shutdown()
+    assert heard == [1]
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_pool_that_stops_as_a_token_comes_for_its_lease_keeps_none(
+    ticks, autojump_clock
+):
+    limiter = trio.CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("other code")
+    async with open_pool(1, obey, limiter=limiter) as pool:
+        async with pool.lease() as worker, trio.open_nursery() as nursery:
+            nursery.start_soon(outcome_of, worker.process, 1)
+            await wait_all_tasks_blocked()
+            limiter.release_on_behalf_of("other code")
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            pool.cancel()
+    assert limiter.borrowed_tokens == 0

@@ -7,7 +7,14 @@ import math
 import pickle
 import tracemalloc
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+)
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
@@ -629,13 +636,14 @@ async def test_a_stream_pulls_no_further_than_ahead_of_its_reader(
 
 
 @every_source
+@pytest.mark.parametrize("size", [1, 3])
 async def test_a_stream_is_twice_the_size_ahead_by_default(
-    source: type[Source],
+    source: type[Source], size: int
 ) -> None:
     items = source()
-    async with open_pool(3, double) as pool, pool.stream(items):
+    async with open_pool(size, double) as pool, pool.stream(items):
         await wait_all_tasks_blocked()
-        assert items.pulled == 6
+        assert items.pulled == 2 * size
 
 
 async def test_the_first_result_does_not_wait_for_a_slow_source() -> None:
@@ -1951,3 +1959,43 @@ async def test_a_job_behind_a_batch_whose_input_is_at_its_end_starts_at_once(
         with trio.fail_after(5):
             await pool.process(1.0)
         assert trio.current_time() == 2.0
+
+
+async def test_the_reader_of_a_stream_hears_of_a_shutdown_before_workers_clean_up(
+    autojump_clock: MockClock,
+) -> None:
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[int], Awaitable[int]], None]:
+        yield double
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+
+    async with open_pool(1, worker=worker) as pool, trio.open_nursery() as nursery:
+        async with pool.stream(range(10), ahead=1) as stream:
+            assert await anext(stream) == 0
+            await wait_all_tasks_blocked()
+            nursery.start_soon(pool.shutdown)
+            with pytest.raises(PoolClosed):
+                while True:
+                    await anext(stream)
+            assert trio.current_time() == 0
+
+
+@pytest.mark.parametrize("way", ["map", "settle", "stream"])
+async def test_no_item_starts_after_one_has_cancelled_the_pool(way: str) -> None:
+    started: list[int] = []
+
+    async def handler(item: int) -> None:
+        started.append(item)
+        if item == 2:
+            pool.cancel()
+
+    async with open_pool(1, handler) as pool:
+        with pytest.raises(PoolClosed):
+            if way == "stream":
+                async with pool.stream(range(9), ahead=9) as stream:
+                    async for _ in stream:
+                        pass
+            else:
+                await getattr(pool, way)(range(9))
+    assert started == [0, 1, 2]
