@@ -1438,6 +1438,12 @@ async def test_a_worker_that_returns_no_context_manager_is_refused_at_open() -> 
             pytest.fail("the block was entered")
 
 
+async def test_a_worker_without_a_signature_to_look_at_is_called_to_find_out() -> None:
+    with pytest.raises(TypeError, match="max expected at least 1 argument"):
+        async with open_pool(1, worker=max):  # type: ignore[call-overload]
+            pytest.fail("the block was entered")
+
+
 async def test_a_worker_that_gives_a_sync_handler_is_refused_at_open() -> None:
     @asynccontextmanager
     async def worker() -> AsyncGenerator[Any, None]:
