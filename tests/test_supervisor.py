@@ -870,6 +870,29 @@ async def test_a_body_that_is_blocked_is_cancelled_when_the_pool_breaks() -> Non
     assert pool.closed
 
 
+async def test_an_error_of_the_block_comes_with_that_of_the_broken_pool() -> None:
+    """And nothing else: that the block was cancelled is no news."""
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError
+
+    with pytest.raises(ExceptionGroup, match="its block failed") as caught:
+        async with open_pool(1, obey, restart=Restart(limit=0)) as pool:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+                nursery.start_soon(pool.join)
+                await wait_all_tasks_blocked()
+                pool.submit_nowait(SystemExit())
+                await trio.sleep_forever()
+    news, failure = caught.value.exceptions
+    assert isinstance(failure, PoolBroken)
+    assert isinstance(news, ExceptionGroup)
+    assert [type(error) for error in news.exceptions] == [ValueError]
+
+
 async def test_a_broken_pool_refuses_jobs_as_broken() -> None:
     with pytest.raises(PoolBroken):
         async with open_pool(1, obey, restart=Restart(limit=0)) as pool:
@@ -1146,7 +1169,7 @@ class Background:
     def __init__(self) -> None:
         self.setups = 0
         self.fail = trio.Event()
-        self.error = OSError("the connection was lost")
+        self.error: BaseException = OSError("the connection was lost")
 
     async def watch(self, fail: trio.Event) -> None:
         await fail.wait()
@@ -1191,6 +1214,41 @@ async def test_a_caller_hears_that_the_worker_died_and_is_not_cancelled() -> Non
             await pool.process(die)
         assert caught.value.started is True
         assert await pool.process(1) == 1
+
+
+async def test_ctrl_c_in_the_background_task_of_a_worker_leaves_the_block() -> None:
+    workers = Background()
+    workers.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        async with open_pool(1, worker=workers):
+            await wait_all_tasks_blocked()
+            workers.fail.set()
+            await trio.sleep_forever()
+    assert caught.value is workers.error
+    assert workers.setups == 1
+
+
+async def test_a_worker_with_tasks_of_its_own_that_is_cancelled_as_asked_is_no_crash(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+    async with open_pool(1, worker=Background(), hooks=[listener]) as pool:
+        await wait_all_tasks_blocked()
+        pool.cancel()
+    assert [seen[0] for seen in listener.seen] == ["start", "stop"]
+    assert caplog.records == []
+
+
+async def test_a_cleanup_that_fails_as_the_pool_stops_is_logged_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener()
+    workers = Workers(cleanup=Broken())
+    async with open_pool(1, worker=workers, hooks=[listener]) as pool:
+        await wait_all_tasks_blocked()
+        pool.cancel()
+    assert [seen[0] for seen in listener.seen] == ["start", "crash"]
+    assert len(caplog.records) == 1
 
 
 async def test_an_idle_worker_whose_background_task_dies_is_replaced() -> None:
@@ -1610,6 +1668,30 @@ async def test_a_shutdown_returns_when_all_that_waited_have_heard(
         report = await pool.shutdown(grace=1.0)
         assert all(reply.done for reply in replies)
     assert (report.cancelled, report.unfinished) == (5_000, 0)
+
+
+async def test_a_shutdown_counts_all_that_waited_however_long_their_ends_take(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each takes 10 ms by the clock; a shielded handler outlasts all of them."""
+
+    class Slow(Hooks):
+        def on_job_cancel(self, event: JobChanged) -> None:
+            autojump_clock.jump(0.01)
+
+    async def stay() -> None:
+        with trio.CancelScope(shield=True):
+            await go.wait()
+
+    go = trio.Event()
+    async with open_pool(1, obey, hooks=[Slow()], max_backlog=math.inf) as pool:
+        pool.submit_nowait(stay)
+        for number in range(3_000):
+            pool.submit_nowait(number)
+        await wait_all_tasks_blocked()
+        report = await pool.shutdown(grace=0)
+        assert (report.cancelled, report.unfinished) == (3_000, 1)
+        go.set()
 
 
 async def test_a_pool_of_size_0_ends_what_waits_while_others_take_turns(
