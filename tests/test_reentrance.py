@@ -95,6 +95,7 @@ async def test_a_hook_that_cancels_a_map_keeps_its_item_from_starting(
         hooks.call = id
         with trio.fail_after(20):
             assert await pool.process("next") == "next"
+            assert pool.statistics().wait.count == 1
             await pool.shutdown(1)
     assert ended(pool) == {"cancelled": 1, "done": 1}
 
@@ -274,6 +275,60 @@ async def test_a_delayed_job_keeps_no_place_of_a_half_open_breaker(autojump_cloc
         assert await pool.process(False) == "well"
         assert breaker.state == "closed"
         assert await delayed.wait() == "well"
+
+
+async def test_a_delayed_job_that_is_cancelled_frees_no_place_of_another(
+    autojump_clock,
+):
+    breaker = CircuitBreaker(failures=1, open_for=1.0)
+
+    async def handler(seconds):
+        await trio.sleep(seconds)
+        raise ValueError
+
+    async with open_pool(2, handler, breaker=breaker, unobserved="ignore") as pool:
+        pool.submit_nowait(0)
+        await trio.sleep(1.0)
+        delayed = pool.submit_nowait(0, delay=9)
+        pool.submit_nowait(1.0)
+        assert breaker.statistics().probing == 1
+        delayed.cancel()
+        assert breaker.statistics().probing == 1
+
+
+async def test_a_job_withdrawn_as_it_is_taken_for_its_second_try_gives_back_one_token(
+    autojump_clock,
+):
+    async def handler(job):
+        if job == "fails":
+            raise ValueError
+        await trio.sleep(2.0)
+        return job
+
+    def cancel_first(event):
+        if event.job_id == "third":
+            first.cancel()
+
+    limiter = trio.CapacityLimiter(1)
+    retry = Retry(attempts=2, backoff=lambda attempt: 1.0)
+    async with open_pool(
+        1,
+        handler,
+        max_backlog=1,
+        limiter=limiter,
+        retry=retry,
+        hooks=[OnQueue(cancel_first)],
+        unobserved="ignore",
+    ) as pool:
+        first = pool.submit_nowait("fails")
+        await trio.sleep(0.5)
+        pool.submit_nowait("second")
+        # It gets in as the first is taken, and waits for room until then.
+        third = await pool.submit("third", id="third")
+        assert first.state is JobState.CANCELLED
+        assert await third.wait() == "third"
+        assert limiter.borrowed_tokens == 0
+    assert ended(pool) == {"cancelled": 1, "done": 2}
 
 
 # The running job ----------------------------------------------------------
