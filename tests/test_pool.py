@@ -887,6 +887,7 @@ async def test_a_job_that_is_put_back_waits_from_when_it_was_given_in_or_later(
         reply = pool.submit_nowait(1)
         await trio.sleep(0.5)
         assert reply.state is JobState.QUEUED
+        assert reply.worker is None
         assert pool.statistics().oldest_wait == 0.5
         assert await reply.wait() == 1
         count = pool.statistics()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_pool import (
+    Autoscale,
     BacklogFull,
     Backoff,
     CircuitBreaker,
@@ -652,6 +653,71 @@ BAD_POLICIES = [
     Retry(3, lambda _: "soon"),
     Retry(3, lambda _: WAIT, raise_something),
 ]
+
+
+async def test_a_policy_is_not_asked_about_a_job_that_was_cancelled(autojump_clock):
+    async def fail_when_cancelled():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise Failure
+
+    asked = []
+    retry = Retry(3, lambda _: 1.0, on=lambda error: asked.append(error))
+    async with open_pool(1, run, retry=retry) as pool:
+        reply = await pool.submit(fail_when_cancelled)
+        await wait_all_tasks_blocked()
+        reply.cancel()
+        with pytest.raises(Failure):
+            await reply.wait()
+        assert asked == []
+
+
+@pytest.mark.parametrize("whom", ["job", "pool"])
+async def test_nothing_of_an_attempt_is_in_the_error_of_a_job_cancelled_after_it(
+    whom, autojump_clock
+):
+    async def attempt():
+        raise Failure
+
+    async with open_pool(1, run, retry=SOON, unobserved="ignore") as pool:
+        reply = await pool.submit(attempt)
+        await wait_all_tasks_blocked()
+        assert reply.state is JobState.DELAYED
+        (reply if whom == "job" else pool).cancel()
+    with pytest.raises(JobCancelled) as caught:
+        await reply.wait()
+    assert "attempt" not in [entry.name for entry in caught.traceback]
+    error = caught.value
+    assert (error.started, error.attempts, error.worker) == (True, 1, 0)
+
+
+async def test_an_item_is_tried_again_in_time_while_others_are_pulled(autojump_clock):
+    async def handler(item):
+        starts.append((item, trio.current_time()))
+        await trio.sleep({"fails": 0.5, "long": 50.0}.get(item, 1.0))
+        if item == "fails" and len(starts) < 5:
+            raise Failure
+
+    starts = []
+    retry = Retry(2, lambda _: 2.0)
+    async with open_pool(2, handler, retry=retry) as pool:
+        await pool.map(["fails", "short", "long", *["short"] * 20])
+    # At 2.5 it was due; at 3 it was the turn of another item, as they take turns.
+    assert [when for item, when in starts if item == "fails"] == [0.0, 4.0]
+
+
+async def test_an_autoscaled_pool_without_workers_goes_on_with_its_retries(
+    autojump_clock,
+):
+    scale = Autoscale(min=0, max=1, interval=0.25)
+    with trio.fail_after(100):
+        async with open_pool(0, run, retry=SOON, scale=scale) as pool:
+            reply = await pool.submit(Script(5, Failure(), "at last"))
+            await trio.sleep(1)
+            with trio.move_on_after(0.25):
+                await pool.resize(0)
+        assert await reply.wait() == "at last"
 
 
 @pytest.mark.parametrize(
