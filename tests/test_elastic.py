@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -960,12 +961,70 @@ async def test_ready_is_awaited_before_each_job_is_taken() -> None:
 
 
 async def test_ready_is_awaited_between_the_jobs_of_the_backlog() -> None:
+    """In the second life of a worker as in the first."""
     gate = Gate()
     async with open_pool(1, gate) as pool:
-        replies = [pool.submit_nowait(number) for number in range(4)]
-        assert [await reply.wait() for reply in replies] == list(range(4))
+        for life in range(2):
+            replies = [pool.submit_nowait(number) for number in range(4)]
+            assert [await reply.wait() for reply in replies] == list(range(4))
+            await wait_all_tasks_blocked()
+            assert (gate.calls, gate.jobs) == (5 * life + 5, 5 * life + 4)
+            with pytest.raises(WorkerCrashed):
+                await pool.process(SystemExit())
+
+
+async def test_a_job_that_ready_let_in_is_not_interrupted_by_a_resize() -> None:
+    gate, release = Gate(), trio.Event()
+    async with open_pool(1, gate) as pool, trio.open_nursery() as nursery:
+        reply = pool.submit_nowait(release.wait)
         await wait_all_tasks_blocked()
-        assert (gate.calls, gate.jobs) == (5, 4)
+        nursery.start_soon(pool.resize, 0)
+        await wait_all_tasks_blocked()
+        assert not reply.done
+        release.set()
+        await reply.wait()
+
+
+async def test_each_job_after_ready_sees_the_deadline_of_its_caller(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[float] = []
+
+    async def look() -> None:
+        seen.append(trio.current_effective_deadline())
+
+    async with open_pool(1, Gate()) as pool:
+        with trio.move_on_at(1_000):
+            for _ in range(3):
+                await pool.process(look)
+    assert seen == [1_000] * 3
+
+
+async def test_a_worker_that_gets_ready_keeps_nothing_of_the_last_batch() -> None:
+    class Thing:
+        pass
+
+    gate = Gate()
+    var: ContextVar[Thing] = ContextVar("var")
+
+    async def call() -> weakref.ref[Thing]:
+        thing = Thing()
+        var.set(thing)
+        # A worker that could pull them would be asked about none of them.
+        await pool.map(range(2), timeout=5)
+        gate.opened = trio.Event()
+        return weakref.ref(thing)
+
+    async def find() -> None:
+        found.append(await call())
+
+    found: list[weakref.ref[Thing]] = []
+    async with open_pool(1, gate) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(find)
+        await wait_all_tasks_blocked()
+        gc.collect()
+        assert found[0]() is None
 
 
 async def test_ready_is_awaited_between_the_items_of_a_map() -> None:

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -304,6 +305,38 @@ async def test_on_the_real_clock_one_worker_cannot_run_longer_than_the_pool() ->
     assert 0 < run.mean * run.count < time.perf_counter() - began
 
 
+@pytest.mark.parametrize("way", ["process", "map"])
+async def test_on_the_real_clock_what_is_quick_takes_some_time(way: str) -> None:
+    async with open_pool(1, obey) as pool:
+        for number in range(100 if way == "process" else 0):
+            await pool.process(number)
+        if way == "map":
+            await pool.map(range(100))
+        run = pool.statistics().run
+    assert run.count == 100
+    assert run.mean > 0
+
+
+async def test_on_the_real_clock_quick_items_hide_no_long_ones() -> None:
+    """It takes about 5 ms, as the long ones keep the worker busy for as long."""
+
+    async def spin(seconds: float) -> None:
+        until = time.perf_counter() + abs(seconds)
+        while time.perf_counter() < until:
+            pass
+        if seconds < 0:
+            raise Broken
+
+    long = [0.0002] * 20 + [0.0004]
+    async with open_pool(1, spin) as pool:
+        began = time.perf_counter()
+        await pool.settle([*[0.0] * 40, *long, *[0.0] * 20, -0.0002])
+        elapsed = time.perf_counter() - began
+        run = pool.statistics().run
+    assert run.max >= 0.0004
+    assert sum(long) <= run.mean * run.count <= elapsed
+
+
 async def test_quick_jobs_of_workers_that_left_are_kept() -> None:
     async with open_pool(2, obey, max_jobs=3, crash_on=Broken) as pool:
         await pool.map(range(10))
@@ -468,6 +501,29 @@ async def test_a_job_withdrawn_between_its_taking_and_its_start_has_no_wait(
             check_books(count)
             assert count.wait.count == count.run.count
     assert caught
+
+
+async def test_items_have_no_wait_though_they_are_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    """The second attempt is in line behind another job."""
+    attempts = 0
+
+    async def fail_once() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise Broken
+
+    async with open_pool(1, obey) as pool, trio.open_nursery() as nursery:
+        retry = Retry(2, Backoff(1.0, jitter=0))
+        nursery.start_soon(partial(pool.map, [fail_once], retry=retry))
+        await wait_all_tasks_blocked()
+        await pool.process(5.0)
+        await pool.join()
+        assert attempts == 2
+        # That of the job, which was handed over.
+        assert pool.statistics().wait == same(1, 0.0)
 
 
 async def test_waits_and_runs_agree_in_number_where_every_job_runs() -> None:

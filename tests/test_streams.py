@@ -69,6 +69,10 @@ every_way = pytest.mark.parametrize(
 )
 
 
+class Broken(Exception):
+    """What a handler or an input raises."""
+
+
 class Source:
     """An iterable of 0, 1, 2, ... that counts what was pulled, and may fail."""
 
@@ -1999,3 +2003,122 @@ async def test_no_item_starts_after_one_has_cancelled_the_pool(way: str) -> None
             else:
                 await getattr(pool, way)(range(9))
     assert started == [0, 1, 2]
+
+
+async def test_a_result_is_given_while_its_worker_runs_the_next_item(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(1, sleepy) as pool:
+        async with pool.stream([0.0, 0.5, 4.0]) as results:
+            assert await anext(results) == 0.0
+            assert trio.current_time() == 0.0
+            assert await anext(results) == 0.5
+            assert trio.current_time() == 0.5
+            assert await anext(results) == 4.0
+
+
+@pytest.mark.parametrize("read", [by_map, by_settle])
+async def test_an_input_that_ends_its_pool_is_not_asked_again(read: Read) -> None:
+    asked = []
+
+    def items() -> Iterator[int]:
+        for x in range(100):
+            asked.append(x)
+            if x == 3:
+                pool.cancel()
+            yield x
+
+    async with open_pool(1, double) as pool:
+        with pytest.raises((PoolClosed, ExceptionGroup)):
+            await read(pool, items())
+    assert asked == [0, 1, 2, 3]
+
+
+async def test_an_error_that_the_input_raises_once_ends_the_other_items() -> None:
+    def items() -> Iterator[float]:
+        yield from (math.inf, 0.0, 0.0)
+        raise ValueError("of the input")
+
+    async with open_pool(2, sleepy) as pool:
+        with pytest.raises(ValueError, match="of the input"):
+            await pool.map(items())
+
+
+# A worker that has pulled items for long gives way, as if the next had begun.
+
+
+async def spin(x: float) -> float:
+    """Go on for longer than the workers of a batch may, and never sleep."""
+    end = perf_counter() + 0.001
+    while perf_counter() < end:
+        pass
+    return x
+
+
+async def test_a_worker_that_gives_way_between_two_items_can_be_cancelled() -> None:
+    """By the failure of an item elsewhere. It takes some ms, as slices are real."""
+    turns = 0
+
+    async def fail_or_spin(fails: bool) -> None:
+        if not fails:
+            await spin(0)
+            return
+        while turns < 5:
+            await trio.lowlevel.checkpoint()
+        raise Broken
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with open_pool(2, fail_or_spin) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        with pytest.raises(ExceptionGroup) as caught:
+            await pool.map([True, *[False] * 100])
+        assert [type(error) for error in caught.value.exceptions] == [Broken]
+        assert_idle(pool)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_input_that_fails_after_a_worker_gave_way_fails_by_itself() -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    def items() -> Iterator[int]:
+        while turns < 4:
+            yield turns
+        raise Broken
+
+    async with open_pool(1, spin) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        with pytest.raises(Broken):
+            await pool.map(items())
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_item_before_which_a_worker_gave_way_is_named_if_cancelled() -> None:
+    """It takes some ms, as slices are real."""
+    results = []
+
+    async def stop() -> None:
+        for _ in range(4):
+            await trio.lowlevel.checkpoint()
+        pool.cancel()
+
+    async with open_pool(1, spin) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            with pytest.raises(JobCancelled) as caught:
+                async with pool.stream(range(1_000, 2_000), ahead=500) as stream:
+                    while True:
+                        results.append(await anext(stream))
+    at = len(results)
+    assert results == list(range(1_000, 1_000 + at))
+    assert caught.value.__notes__ == [f"trio_pool: item {at}: {1_000 + at}"]

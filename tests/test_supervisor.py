@@ -1549,6 +1549,53 @@ async def test_what_a_job_sets_is_unknown_to_its_worker(
     assert set(seen) == {"none"}
 
 
+@pytest.mark.parametrize("worker", [None, Painter])
+async def test_hooks_of_a_workers_end_see_no_variable_of_a_job(worker: Any) -> None:
+    seen: list[str] = []
+
+    class Listener(Hooks):
+        def on_worker_crash(self, event: WorkerChanged) -> None:
+            seen.append(color.get())
+
+        on_worker_stop = on_worker_crash
+
+    handler = obey if worker is None else None
+    async with open_pool(1, handler, worker=worker, hooks=[Listener()]) as pool:
+        color.set("callers")
+        with pytest.raises(WorkerCrashed):
+            await pool.process(SystemExit())
+        await pool.process(1)
+        pool.submit_nowait(trio.sleep_forever)
+        await wait_all_tasks_blocked()
+        pool.cancel()
+    # The cleanup of a painter has taken back what its setup has set.
+    assert seen == ["none"] * 2
+
+
+async def test_a_worker_that_is_let_go_before_its_first_step_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whether its first step comes before that is up to trio: it is tried often."""
+    setups = 0
+
+    @asynccontextmanager
+    async def slow() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        nonlocal setups
+        setups += 1
+        if setups > 1:
+            await trio.sleep(1_000)
+        yield obey
+
+    async with open_pool(1, worker=slow) as pool:
+        for _ in range(20):
+            with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(pool.resize, 2)
+                    await trio.lowlevel.checkpoint()
+                    nursery.start_soon(pool.resize, 1)
+    assert trio.current_time() < 1
+
+
 # Very many that wait, when the pool stops ---------------------------------------
 
 
