@@ -1448,10 +1448,42 @@ async def test_a_worker_without_a_signature_to_look_at_is_called_to_find_out() -
 async def test_a_worker_that_gives_a_sync_handler_is_refused_at_open() -> None:
     @asynccontextmanager
     async def worker() -> AsyncGenerator[Any, None]:
-        yield sync_handler
+        with pytest.raises(TypeError) as told:
+            yield sync_handler
+        raise told.value
 
     with pytest.raises(TypeError, match=r"worker.*sync_handler.*to_thread"):
         async with open_pool(1, worker=worker):
+            pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_worker_that_gives_a_sync_handler_is_cleaned_up(swallows: bool) -> None:
+    """And the handler refused, whatever the cleanup says to that."""
+    heard: list[Any] = []
+
+    class Member:
+        async def __aenter__(self) -> Any:
+            return sync_handler
+
+        async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+            heard.append(error)
+            return swallows
+
+    with pytest.raises(TypeError, match=r"worker.*sync_handler") as caught:
+        async with open_pool(1, worker=Member):
+            pytest.fail("the block was entered")
+    assert heard == [caught.value]
+
+
+@pytest.mark.parametrize("half", ["__aenter__", "__aexit__"])
+async def test_half_a_context_manager_is_refused(half: str) -> None:
+    async def method(*_: object) -> None:
+        pytest.fail("it was entered or left")
+
+    manager = type("Half", (), {half: method})()
+    with pytest.raises(TypeError, match=r"worker must be .*it returned"):
+        async with open_pool(1, worker=lambda: manager):
             pytest.fail("the block was entered")
 
 

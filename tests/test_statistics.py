@@ -942,3 +942,23 @@ async def test_the_run_times_of_workers_that_are_gone_still_count() -> None:
         await pool.resize(0)
         after = pool.statistics().run
     assert (after.count, after.mean) == (before.count, pytest.approx(before.mean))
+
+
+async def test_what_was_measured_under_a_backlog_is_not_kept_job_by_job() -> None:
+    """Also where no worker ever rests. It takes some tenths of a second."""
+    sizes: list[int] = []
+
+    async def handler(number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if number % 4_000 == 3_999:
+            tracemalloc.start()
+            pool.statistics()
+            sizes.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    async with open_pool(1, handler, max_backlog=math.inf) as pool:
+        for number in range(8_000):
+            pool.submit_nowait(number)
+        await pool.join()
+    assert len(sizes) == 2
+    assert max(sizes) < 100_000, sizes

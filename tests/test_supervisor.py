@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import traceback
 import tracemalloc
 import weakref
 from collections import Counter
@@ -314,6 +315,37 @@ async def test_keyboard_interrupt_leaves_the_block_at_once(
             pool.submit_nowait(KeyboardInterrupt())
             await trio.sleep(1.5)
     assert trio.current_time() == start
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_keyboard_interrupt_waits_for_no_cleanup_to_stop_the_others(
+    grouped: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    cancelled: list[float] = []
+    error: BaseException = KeyboardInterrupt()
+    if grouped:
+        error = BaseExceptionGroup("", [ValueError(), error])
+
+    @asynccontextmanager
+    async def slow() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        yield obey
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+
+    async def other() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.append(trio.current_time() - began)
+
+    began = trio.current_time()
+    with pytest.raises(KeyboardInterrupt):
+        async with open_pool(2, worker=slow) as pool:
+            pool.submit_nowait(other)
+            await wait_all_tasks_blocked()
+            pool.submit_nowait(error)
+            await trio.sleep_forever()
+    assert cancelled == [0.0]
 
 
 async def test_keyboard_interrupt_for_a_waiting_caller_is_one_too() -> None:
@@ -1114,6 +1146,7 @@ async def test_a_handler_that_leaves_something_open_crashes_its_worker(
         assert caught.value.started is True
         assert isinstance(caught.value.__cause__, RuntimeError)
         assert await pool.process("count") == 1
+        assert isinstance(pool.workers()[0].last_error, RuntimeError)
         count = pool.statistics()
         assert (count.lost, count.restarts) == (1, 1)
         assert len(workers.setups) == 2
@@ -1123,10 +1156,48 @@ async def test_a_handler_that_leaves_a_scope_open_and_fails_crashes_its_worker()
     None
 ):
     async with open_pool(1, worker=Workers()) as pool:
-        with pytest.raises((ValueError, WorkerCrashed)):
+        with pytest.raises(ValueError, match="as well"):
             await pool.process(leave_a_scope_open_and_fail)
         assert await pool.process("count") == 1
+        assert isinstance(pool.workers()[0].last_error, RuntimeError)
         assert pool.statistics().restarts == 1
+
+
+async def test_the_first_that_has_broken_a_worker_is_what_it_crashed_by() -> None:
+    async with open_pool(1, worker=Workers(), crash_on=ValueError) as pool:
+        with pytest.raises(ValueError, match="as well") as caught:
+            await pool.process(leave_a_scope_open_and_fail)
+        assert await pool.process("count") == 1
+        assert pool.workers()[0].last_error is caught.value
+        assert pool.statistics().restarts == 1
+
+
+@pytest.mark.parametrize("among", [[Broken()], [OSError(), Broken()]])
+async def test_a_group_with_an_error_of_crash_on_breaks_the_worker(
+    among: list[Exception],
+) -> None:
+    async with open_pool(1, worker=Workers(), crash_on=Broken) as pool:
+        with pytest.raises(ExceptionGroup):
+            await pool.process(ExceptionGroup("", [OSError(), ValueError()]))
+        assert pool.statistics().restarts == 0
+        with pytest.raises(ExceptionGroup):
+            await pool.process(ExceptionGroup("", among))
+        await pool.process("count")
+        assert pool.statistics().restarts == 1
+
+
+async def test_the_traceback_of_an_error_begins_below_the_workers_own_frames() -> None:
+    async with open_pool(1, obey) as pool:
+        with pytest.raises(Broken) as caught:
+            await pool.process(Broken())
+        with pytest.raises(ExceptionGroup) as group:
+            await pool.map([Broken()])
+    item = group.value.exceptions[0]
+    names = [frame.name for frame in traceback.extract_tb(item.__traceback__)]
+    assert names == ["obey"]
+    names = [frame.name for frame in traceback.extract_tb(caught.tb)]
+    assert names[-1] == "obey"
+    assert "serve" not in names
 
 
 @pytest.mark.parametrize(
@@ -1594,6 +1665,40 @@ async def test_a_worker_that_is_let_go_before_its_first_step_is_not_waited_for(
                     await trio.lowlevel.checkpoint()
                     nursery.start_soon(pool.resize, 1)
     assert trio.current_time() < 1
+
+
+async def test_a_crashing_workers_own_context_hears_that_its_job_had_started() -> None:
+    heard: list[WorkerCrashed] = []
+
+    @asynccontextmanager
+    async def listening() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        try:
+            yield obey
+        except WorkerCrashed as error:
+            heard.append(error)
+            raise
+
+    async with open_pool(1, worker=listening) as pool:
+        with pytest.raises(WorkerCrashed) as caught:
+            await pool.process(SystemExit())
+    (error,) = heard
+    assert error.started is True
+    assert (error.job_id, error.attempts, error.worker) == (caught.value.job_id, 1, 0)
+
+
+async def test_a_pool_that_is_over_is_not_kept_by_its_run() -> None:
+    def open_one() -> tuple[Any, weakref.ref[Any]]:
+        workers = Workers()
+        return open_pool(2, worker=workers, max_jobs=2), weakref.ref(workers)
+
+    opened, workers = open_one()
+    async with opened as pool:
+        for _ in range(5):
+            await pool.process("count")
+        await pool.resize(1)
+    del opened, pool
+    gc.collect()
+    assert workers() is None
 
 
 # Very many that wait, when the pool stops ---------------------------------------

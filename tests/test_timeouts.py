@@ -8,7 +8,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_pool import JobState, JobTimeout, PoolError, open_pool
+from trio_pool import (
+    JobCancelled,
+    JobState,
+    JobTimeout,
+    PoolError,
+    current_job,
+    open_pool,
+)
 
 
 async def sleep(seconds):
@@ -549,3 +556,38 @@ async def test_on_the_real_clock_too_each_job_has_its_own_time():
     for deadline, timeout in zip(seen, (0.001, 500, 0.001), strict=True):
         # What is added up may be rounded.
         assert early - 1e-6 <= deadline - timeout <= late + 1e-6
+
+
+@pytest.mark.parametrize("chance", range(6))
+async def test_an_alarm_of_the_last_job_does_not_disturb_one_just_handed_over(
+    chance, autojump_clock
+):
+    """At the very time; whether the worker or the alarm is first is up to trio."""
+    async with open_pool(1, sleep) as pool:
+        for _ in range(chance + 3):
+            assert await pool.process(0, timeout=1) == 0
+            await trio.sleep(1)
+            assert await pool.process(0.5, timeout=1) == 0.5
+            await trio.sleep(2)
+        assert pool.statistics().timed_out == 0
+
+
+async def test_the_deadline_is_shown_anew_after_a_job_that_was_cancelled(
+    autojump_clock,
+):
+    seen = []
+
+    async def look():
+        seen.append(trio.current_effective_deadline())
+
+    async def give_up():
+        await look()
+        current_job().cancel()
+        await trio.sleep(1)
+
+    async with open_pool(1, run) as pool:
+        with trio.move_on_at(1_000):
+            with pytest.raises(JobCancelled):
+                await pool.process(give_up)
+            await pool.process(look)
+    assert seen == [1_000, 1_000]
