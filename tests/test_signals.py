@@ -6,19 +6,26 @@ The processes are those of `interrupted.py`. By default there are 15 of them; wi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_pool import open_pool
+import trio_pool
+from trio_pool import Pool, open_pool
+from trio_pool.testing import assert_books_balance, assert_idle
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 
@@ -128,6 +135,134 @@ def test_ctrl_c_twice_costs_one_cleanup_at_most(
         assert report["set up"] == WORKERS, report
         assert report["cleaned up"] >= WORKERS - 1, report
         assert "TrioInternalError" not in errors, report
+
+
+# Where it lands in the task of a caller: as any function of the pool is entered.
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Whoever runs the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Interruption:
+    """Sends Ctrl-C as a task enters its ``number``-th function of the pool."""
+
+    house = str(Path(trio_pool.__file__).parent)
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.task: trio.lowlevel.Task | None = None
+
+    def __enter__(self) -> None:
+        self.task = trio.lowlevel.current_task()
+        sys.setprofile(self.look)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def look(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(self.house):
+            if frame.f_lineno != frame.f_code.co_firstlineno:
+                # It goes on after an ``await``, where Python looks for no signal.
+                return
+            # Between tasks there is none.
+            with suppress(RuntimeError):
+                self.left -= trio.lowlevel.current_task() is self.task
+            if not self.left:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+
+async def obey(job: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    return await job() if callable(job) else job
+
+
+async def numbers() -> AsyncIterator[int]:
+    for number in range(3):
+        yield number
+
+
+async def by_process(pool: Pool[Any, Any]) -> None:
+    await pool.process(1)
+
+
+async def by_submit(pool: Pool[Any, Any]) -> None:
+    await (await pool.submit(1)).wait()
+
+
+async def by_map(pool: Pool[Any, Any]) -> None:
+    await pool.map(range(3))
+
+
+async def by_settle(pool: Pool[Any, Any]) -> None:
+    await pool.settle(numbers())
+
+
+async def by_stream(pool: Pool[Any, Any]) -> None:
+    async with pool.stream(range(3)) as results:
+        async for _ in results:
+            pass
+
+
+async def by_stream_of_a_feed(pool: Pool[Any, Any]) -> None:
+    async with pool.stream(numbers()) as results:
+        async for _ in results:
+            break
+
+
+async def by_lease(pool: Pool[Any, Any]) -> None:
+    async with pool.lease() as worker:
+        await worker.process(1)
+
+
+WAYS = (by_process, by_submit, by_map, by_settle, by_stream, by_lease)
+
+
+@pytest.mark.parametrize("call", [*WAYS, by_stream_of_a_feed])
+def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
+    ctrl_c: None, call: Callable[[Pool[Any, Any]], Awaitable[None]]
+) -> None:
+    """No worker is lost, nothing is left in line, and the books are balanced.
+
+    It takes up to 0.5 s, as it lands once in each function that the call enters.
+    """
+
+    async def main() -> None:
+        meeting = 0
+        both = trio.Event()
+
+        async def meet() -> None:
+            nonlocal meeting
+            meeting += 1
+            if meeting == 2:
+                both.set()
+            await both.wait()
+
+        async with open_pool(2, obey) as pool:
+            await wait_all_tasks_blocked()
+            with suppress(KeyboardInterrupt):
+                with interruption:
+                    await call(pool)
+                # Where it was held back, it comes here.
+                await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
+            assert_books_balance(pool)
+            assert_idle(pool)
+            with trio.fail_after(1.5):
+                await pool.map([meet, meet])
+            await pool.join()
+
+    for number in itertools.count(1):
+        interruption = Interruption(number)
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+        if interruption.left:
+            break
+    assert number > 5
 
 
 # What was wrong with it once.

@@ -432,6 +432,7 @@ class _Window:
 
 
 @asynccontextmanager
+@enable_ki_protection
 async def open_stream(
     dispatch: Dispatch,
     items: Any,
