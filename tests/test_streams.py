@@ -950,6 +950,23 @@ async def test_the_timeout_of_a_map_is_each_items(autojump_clock: MockClock) -> 
         assert pool.statistics().timed_out == 2
 
 
+@pytest.mark.parametrize("retry", [None, Retry(2, on=ValueError)])
+async def test_an_item_knows_nothing_of_the_fate_of_the_one_before(
+    retry: Retry | None, autojump_clock: MockClock
+) -> None:
+    async def handler(x: float) -> float:
+        if not x:
+            assert current_job().cancel()
+        return await sleepy(x)
+
+    async with open_pool(1, handler) as pool:
+        settled = await pool.settle([9.0, 8.0, 0.0, 7.0, 0.5], timeout=1, retry=retry)
+    errors = [type(getattr(one.outcome, "error", None)) for one in settled]
+    late, none = JobTimeout, type(None)
+    assert errors == [late, late, JobCancelled, late, none]
+    assert trio.current_time() == 3.5
+
+
 async def test_a_failure_in_a_stream_is_raised_in_its_place() -> None:
     async with open_pool(2, odd_fails) as pool, pool.stream(range(4)) as results:
         assert await anext(results) == 0
