@@ -169,8 +169,8 @@ class Batch:
         """The rest was called off."""
         self.cut = False
         """It was called off before the source ran out."""
-        self.ended_early = 0
-        """Items that ended cancelled because the rest was called off."""
+        self.ended_early = False
+        """An item ended cancelled because the rest was called off."""
         self.source_error: BaseException | None = None
         self.pool_error: Exception | None = None
         self.sink = sink
@@ -318,7 +318,7 @@ class Batch:
         called_off = self.stopped and self.pool_error is None
         kept = False
         if called_off and job.state is JobState.CANCELLED:
-            self.ended_early += 1
+            self.ended_early = True
         else:
             kept = self.sink.answer(job)
         if kept:
