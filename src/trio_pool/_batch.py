@@ -362,7 +362,7 @@ class Batch:
 
     def stop(self, pool_error: Exception | None = None) -> None:
         """Call off the rest: pull no more, cancel what runs."""
-        if pool_error is not None and self.pool_error is None:
+        if self.pool_error is None:
             self.pool_error = pool_error
         if not self.stopped:
             self.stopped = True
