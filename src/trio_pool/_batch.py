@@ -16,7 +16,6 @@ from trio.lowlevel import (
     checkpoint,
     current_task,
     disable_ki_protection,
-    enable_ki_protection,
     reschedule,
 )
 
@@ -430,7 +429,6 @@ class Batch:
         else:
             self._run_out()
 
-    @enable_ki_protection
     async def wait(self) -> None:
         """Wait until the source has run out and every item has ended.
 
