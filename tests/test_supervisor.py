@@ -1383,6 +1383,30 @@ async def test_a_job_waits_for_no_cleanup_of_the_worker_that_dies_before_it_bega
         assert trio.current_time() == 5
 
 
+async def test_no_job_goes_to_an_idle_worker_that_has_died(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    nurseries: list[trio.Nursery] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+        try:
+            async with trio.open_nursery() as nursery:
+                nurseries.append(nursery)
+                yield obey
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    async with open_pool(2, worker=worker) as pool:
+        await wait_all_tasks_blocked()
+        nurseries[0].cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        replies = await pool.submit_batch([1, 2])
+        assert [await reply.wait() for reply in replies] == [1, 2]
+        assert trio.current_time() == 0
+
+
 async def test_a_job_for_a_worker_that_dies_is_withdrawn_when_its_caller_is_cancelled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
