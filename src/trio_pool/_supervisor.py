@@ -589,7 +589,6 @@ class Supervisor:
         if dispatch.stopping:
             return
         dispatch.stopping = True
-        dispatch.change += 1
         dispatch.end_waiting()
         self._life.cancel(reason=f"trio_pool: pool {self.config.name!r} stops")
         dispatch.drained.unpark_all()
