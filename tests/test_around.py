@@ -1377,3 +1377,12 @@ async def test_jobs_are_told_once_and_in_order_under_load() -> None:
         for reply in replies:
             mine = [event.kind for event in events if event.job_id == reply.id]
             assert mine == ["job_queue", "job_start", "job_complete"]
+
+
+async def test_opening_a_stream_of_events_is_a_checkpoint() -> None:
+    async with open_pool(1, obey) as pool:
+        manager = pool.events()
+        with assert_checkpoints():
+            stream = await manager.__aenter__()
+        await manager.__aexit__(None, None, None)
+        assert [event async for event in stream] == []
