@@ -478,7 +478,6 @@ class Dispatch:
             if job.permit is None:
                 self.starts.give_back()
                 raise self._circuit_open()
-        job.queued_at = self.stamp()
         self.accepted += 1
         self.hand_over(job, worker)
         if self.watched:
