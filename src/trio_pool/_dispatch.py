@@ -948,7 +948,6 @@ class Dispatch:
         self._give_back_token(job)
         if begun and state in UNHEARD:
             self._settle_permit(job, job.error)
-        self._give_back_permit(job)
 
     def _give_back_token(self, job: Job) -> None:
         """Give the shared limiter back what an attempt was lent."""
@@ -1171,12 +1170,8 @@ class Dispatch:
             else:
                 self.end(job, JobState.LOST)
         else:
-            # It stays admitted, whatever its start had taken is given back.
-            permit = None
-            if self.breaker is not None:
-                permit, job.permit = job.permit, None
+            # It stays admitted; a token that its start had taken is given back.
             self._take_from_worker(job, _QUEUED)
-            job.permit = permit
             job.worker = None
             job.state = _QUEUED
             if job.queued_at < 0.0:
