@@ -1177,8 +1177,8 @@ class Dispatch:
             if job.queued_at < 0.0:
                 job.queued_at = self.stamp()
             self.change += 1
+            # Another worker is roused for it as this one leaves.
             self.line.push_front(job)
-            self.rouse(1)
 
     def refuse_waiting(self) -> None:
         """Let nobody in who waits for room; `end_more` tells those beyond the first."""
