@@ -1003,7 +1003,6 @@ class Dispatch:
                 self.room.release(job)
         elif job.state is _QUEUED:
             self.line.release(job)
-        self.change += 1
         self.rouse(1)
 
     def _may_try_again(self, job: Job) -> bool:
@@ -1046,7 +1045,6 @@ class Dispatch:
             return False
         self._take_from_worker(job, state)
         self.retries += 1
-        self.change += 1
         terms.before = job.attempts
         job.queued_at = self.stamp()
         terms.overdue = False
