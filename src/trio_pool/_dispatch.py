@@ -987,7 +987,6 @@ class Dispatch:
         for alarm in (terms.alarm, terms.expiry):
             if alarm is not None:
                 self.timer.take_back(alarm)
-        terms.alarm = terms.expiry = None
         if terms.uid is not None and self.live.get(terms.uid) is job:
             del self.live[terms.uid]
         if terms.drain is not None and job.state is _DONE:
@@ -1060,7 +1059,6 @@ class Dispatch:
     def _make_ready(self, job: Job) -> None:
         """Queue a job whose time has come."""
         terms = job.terms
-        terms.alarm = None
         if self.line.stopped:
             # It is about to be answered as all others.
             return
