@@ -1254,8 +1254,6 @@ class Dispatch:
                 job.forget_error()
                 job.error = self.cancelled(job)
                 self.end(job, JobState.CANCELLED)
-        if self.listeners:
-            self.hear_end()
 
     # ------------------------------------------------------------------
     # Pausing, and what is told.
