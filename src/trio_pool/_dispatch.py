@@ -1120,7 +1120,7 @@ class Dispatch:
         if worker is not None and worker.job is job:
             worker.cancel_job(f"trio_pool: job {job.name()} was cancelled")
 
-    def end_stopped(self, job: Job, among_many: bool = False) -> None:
+    def end_stopped(self, job: Job) -> None:
         """End a job because the whole pool stops."""
         job.forget_error()
         if isinstance(self.failure, PoolBroken):
@@ -1128,7 +1128,8 @@ class Dispatch:
             self.end(job, JobState.LOST)
             self.unheard.pop(job, None)
         else:
-            if not among_many or self.watched or job.batch is not None:
+            if self.watched or job.batch is not None:
+                # For the others it is made as they look.
                 job.error = self.cancelled(job)
             self.end(job, JobState.CANCELLED)
 
@@ -1201,7 +1202,7 @@ class Dispatch:
             for job in _leftovers(self.line):
                 if perf_counter() > until:
                     return True
-                self.end_stopped(job, among_many=True)
+                self.end_stopped(job)
         return False
 
     def has_leftovers(self) -> bool:
