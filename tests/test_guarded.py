@@ -580,6 +580,18 @@ async def test_a_leased_worker_is_refused_by_an_open_breaker_too(autojump_clock)
         assert await worker.process(1) == 1
 
 
+async def test_a_closed_pool_with_a_breaker_refuses_the_next_of_a_key(autojump_clock):
+    async with (
+        open_pool(1, obey, breaker=CircuitBreaker()) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        pool.submit_nowait(1.0, key="key")
+        nursery.start_soon(pool.shutdown)
+        await wait_all_tasks_blocked()
+        with pytest.raises(PoolClosed):
+            pool.submit_nowait(2.0, key="key")
+
+
 async def test_a_refused_job_of_a_lease_takes_no_token_of_the_rate(autojump_clock):
     breaker = CircuitBreaker(1, open_for=2.0)
     async with (

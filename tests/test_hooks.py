@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_pool import (
     Backoff,
     Hooks,
+    JobCancelled,
     JobChanged,
     JobDropped,
     JobExpired,
@@ -200,6 +201,51 @@ async def test_job_cancel_tells_of_jobs_waiting_and_running() -> None:
     events = recorder.named("job_cancel")
     assert [event.attempts for event in events] == [0, 1, 0]
     assert {event.state for event in events} == {JobState.CANCELLED}
+
+
+async def test_job_cancel_tells_the_error_of_each_job_that_the_pool_ends() -> None:
+    recorder = Recorder()
+    async with open_pool(1, obey, hooks=[recorder], unobserved="ignore") as pool:
+        pool.submit_nowait(trio.sleep_forever)
+        for _ in range(3):
+            pool.submit_nowait(1)
+        await wait_all_tasks_blocked()
+        pool.cancel()
+    events = recorder.named("job_cancel")
+    assert len(events) == 4
+    assert {type(event.error) for event in events} == {JobCancelled}
+
+
+async def test_job_cancel_tells_of_items_that_wait_for_another_try(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def handler(item: str) -> None:
+        if item == "later":
+            raise OSError
+        await trio.sleep(1.0)
+        raise Broken
+
+    recorder = Recorder()
+    retry = Retry(2, lambda _: 9.0, on=(OSError,))
+    async with open_pool(2, handler, hooks=[recorder], retry=retry) as pool:
+        with pytest.raises(ExceptionGroup):
+            await pool.map(["later", "fails"])
+    (event,) = recorder.named("job_cancel")
+    assert isinstance(event.error, JobCancelled)
+
+
+async def test_the_time_of_a_job_event_is_one_of_the_clock_of_trio() -> None:
+    recorder = Recorder()
+    async with open_pool(1, obey, hooks=[recorder]) as pool:
+        before = trio.current_time()
+        await pool.process(1)
+        after = trio.current_time()
+    times = [
+        recorder.named(name)[0].time
+        for name in ("job_queue", "job_start", "job_complete")
+    ]
+    # What is added to make one of the other has been rounded.
+    assert before - 0.001 <= times[0] <= times[1] <= times[2] <= after + 0.001
 
 
 async def test_job_drop_tells_of_a_job_that_made_room() -> None:

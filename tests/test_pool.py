@@ -32,6 +32,7 @@ from trio_pool import (
     Retry,
     ShutdownReport,
     TaskPool,
+    WorkerCrashed,
     WorkerSnapshot,
     WorkerState,
     WouldDeadlock,
@@ -958,16 +959,60 @@ async def test_a_worker_that_is_lost_in_a_pause_gets_no_job_after_it(
         assert trio.current_time() == 0.0
 
 
+@pytest.mark.parametrize("max_backlog", [0, 2, 9])
 async def test_a_resume_starts_as_many_jobs_as_there_are_workers(
-    autojump_clock: trio.testing.MockClock,
+    max_backlog: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_pool(4, trio.sleep) as pool:
+    async with (
+        open_pool(4, trio.sleep, max_backlog=max_backlog) as pool,
+        trio.open_nursery() as nursery,
+    ):
         pool.pause()
         for _ in range(4):
-            pool.submit_nowait(1.0)
+            nursery.start_soon(pool.process, 1.0)
+        await wait_all_tasks_blocked()
         pool.resume()
-        await pool.join()
-        assert trio.current_time() == 1.0
+        await wait_all_tasks_blocked()
+        assert pool.statistics().running == 4
+
+
+async def test_a_job_that_has_not_begun_ends_with_the_pool_though_its_worker_is_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with trio.fail_after(20):
+        async with open_pool(1, worker=mortal_worker) as pool:
+            scope = await pool.process("first")
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            reply = pool.submit_nowait("second")
+            pool.cancel()
+        with pytest.raises(JobCancelled) as caught:
+            await reply.wait()
+        assert not caught.value.started
+
+
+async def test_a_job_of_a_lease_says_whether_it_had_started_as_its_worker_died(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whichever of the two comes first: the job, or the end of the worker."""
+    errors: list[Any] = []
+    for _ in range(10):
+        async with (
+            open_pool(1, worker=mortal_worker) as pool,
+            pool.lease() as worker,
+            trio.open_nursery() as nursery,
+        ):
+            scope = await worker.process("first")
+
+            @nursery.start_soon
+            async def die(scope: trio.CancelScope = scope) -> None:
+                scope.cancel()
+
+            try:
+                assert await worker.process("second") is scope
+            except WorkerCrashed as error:
+                errors.append((error.started, error.attempts, error.worker))
+    assert set(errors) <= {(False, 0, None)}
 
 
 @pytest.mark.parametrize("max_backlog", [0, 1, 9])

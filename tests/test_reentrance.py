@@ -83,13 +83,18 @@ async def test_a_hook_that_cancels_a_map_keeps_its_item_from_starting(
         started.append(item)
         return item
 
-    hooks = OnQueue(cancel)
+    class Told(OnQueue):
+        def on_job_cancel(self, event):
+            errors.append(event.error)
+
+    hooks, errors = Told(cancel), []
     async with open_pool(1, handler, hooks=[hooks], **options) as pool:
         with trio.fail_after(20), trio.CancelScope() as scope:
             await pool.map([1, 2, 3])
         assert scope.cancelled_caught
         await wait_all_tasks_blocked()
         assert started == []
+        assert [type(error) for error in errors] == [JobCancelled]
         assert limiter.borrowed_tokens == 0
         assert ended(pool) == {"cancelled": 1}
         hooks.call = id

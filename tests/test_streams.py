@@ -2139,3 +2139,24 @@ async def test_an_item_before_which_a_worker_gave_way_is_named_if_cancelled() ->
     at = len(results)
     assert results == list(range(1_000, 1_000 + at))
     assert caught.value.__notes__ == [f"trio_pool: item {at}: {1_000 + at}"]
+
+
+async def test_a_caller_outside_of_the_block_hears_that_its_batch_was_called_off(
+    autojump_clock,
+):
+    """Be there items left or not: the pool has stopped, and nobody asks for more."""
+
+    async def call(items):
+        with pytest.raises((ExceptionGroup, PoolClosed)):
+            await pool.map(items)
+        ended.append(items)
+
+    ended = []
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            async with open_pool(1, trio.sleep) as pool:
+                nursery.start_soon(call, [5.0] * 3)
+                nursery.start_soon(call, [6.0] * 3)
+                await trio.sleep(1.0)
+                pool.cancel()
+    assert len(ended) == 2
