@@ -2034,6 +2034,18 @@ async def test_a_result_is_given_while_its_worker_runs_the_next_item(
             assert await anext(results) == 4.0
 
 
+async def test_a_stream_is_not_further_ahead_after_an_item_that_slept() -> None:
+    async def handler(x: int) -> None:
+        if not x:
+            await trio.lowlevel.checkpoint()
+
+    async with open_pool(1, handler) as pool:
+        source = Source()
+        async with pool.stream(source, ahead=6):
+            await wait_all_tasks_blocked()
+            assert source.pulled == 6
+
+
 @pytest.mark.parametrize("read", [by_map, by_settle])
 async def test_an_input_that_ends_its_pool_is_not_asked_again(read: Read) -> None:
     asked = []
