@@ -31,11 +31,14 @@ from trio_pool import (
     PoolError,
     PoolOptions,
     PoolResized,
+    PoolStatistics,
     Reply,
+    ShutdownReport,
     Stream,
     Task,
     TaskPool,
     WorkerChanged,
+    WorkerSnapshot,
 )
 
 
@@ -353,6 +356,11 @@ def test_each_hook_gets_the_kind_of_record_that_has_its_name() -> None:
         for kind in typing.get_args(typing.get_type_hints(record)["kind"])
     }
     assert of_hooks == of_kinds
+
+
+@pytest.mark.parametrize("kind", [PoolStatistics, WorkerSnapshot, ShutdownReport])
+def test_the_records_of_many_counts_are_made_by_name(kind: Any) -> None:
+    assert all(field.kw_only for field in attrs.fields(kind))
 
 
 def test_job_states_are_live_or_terminal() -> None:

@@ -1713,6 +1713,21 @@ async def test_join_waits_for_the_items_of_a_map(autojump_clock: MockClock) -> N
         assert trio.current_time() == 1.5
 
 
+async def test_join_does_not_wait_for_the_reader_of_a_stream(
+    autojump_clock: MockClock,
+) -> None:
+    """A generator is at its end when a worker has asked it once more."""
+    async with (
+        open_pool(1, sleepy) as pool,
+        pool.stream((x for x in [0.5, 1.0]), ahead=9) as results,
+    ):
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await pool.join()
+        assert trio.current_time() == 1.5
+        assert [x async for x in results] == [0.5, 1.0]
+
+
 # ---- context variables
 
 var: ContextVar[str] = ContextVar("var", default="unset")
@@ -1953,6 +1968,16 @@ async def test_the_last_item_ahead_goes_to_whoever_is_free(
             await reply.wait()
             await wait_all_tasks_blocked()
             assert started == [-1, 0, 1, 2, 3]
+
+
+async def test_no_two_items_have_the_same_id(autojump_clock: MockClock) -> None:
+    async def handler(_: int) -> int | str:
+        await trio.sleep(1)
+        return current_job().id
+
+    async with open_pool(3, handler) as pool:
+        ids = await pool.map(range(9)) + await pool.map(range(9))
+    assert len(set(ids)) == 18
 
 
 async def test_an_item_that_fails_has_an_id_of_its_own() -> None:
