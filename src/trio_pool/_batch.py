@@ -307,8 +307,10 @@ class Batch:
 
     def keep(self, job: Job) -> None:
         """Let no other item have the record of this one."""
-        if job.worker is not None and job.worker.ticket is job:
-            job.worker.ticket = None
+        worker = job.worker
+        assert worker is not None
+        if worker.ticket is job:
+            worker.ticket = None
 
     def answer(self, job: Job) -> None:
         """Pass on what became of an item."""
