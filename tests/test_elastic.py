@@ -982,6 +982,7 @@ async def test_a_job_that_ready_let_in_is_not_interrupted_by_a_resize() -> None:
         assert not reply.done
         release.set()
         await reply.wait()
+        assert (gate.jobs, reply.attempts) == (1, 1)
 
 
 async def test_each_job_after_ready_sees_the_deadline_of_its_caller(

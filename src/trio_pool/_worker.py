@@ -225,7 +225,7 @@ class Worker:
         """Trio's, that it has while no handler has opened a scope."""
         self._shown = inf
         """The deadline that handlers see."""
-        self._points = 0
+        self._points = -1
         self._rested = 0.0
         """When it last let other tasks run, and trio's count of it."""
         self._scope: Any = None
