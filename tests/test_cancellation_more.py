@@ -1453,3 +1453,16 @@ async def test_a_job_withdrawn_from_a_worker_that_was_roused_makes_way_for_the_n
         first.cancel()
         with trio.fail_after(5):
             assert await pool.submit_nowait(next_job).wait() == "the next job"
+
+
+@pytest.mark.parametrize("options", [{}, {"ttl": 5}, {"key": "k"}])
+async def test_the_worker_of_a_job_withdrawn_at_once_is_handed_the_next(options):
+    async with open_pool(1, run) as pool:
+        for _ in range(2):
+            await wait_all_tasks_blocked()
+            first = pool.submit_nowait(next_job, **options)
+            assert first.cancel()
+            second = pool.submit_nowait(next_job, **options)
+            assert pool.statistics().running == 1
+            with trio.fail_after(5):
+                assert await second.wait() == "the next job"

@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -1599,6 +1599,34 @@ async def test_the_context_of_setup_is_that_of_cleanup_however_the_worker_ends()
         await wait_all_tasks_blocked()
         pool.cancel()
     assert Painter.resets == 4
+
+
+def test_a_job_that_waited_has_the_variables_of_its_caller_and_no_others() -> None:
+    """Though either its worker or its caller has none at all."""
+
+    async def get() -> str:
+        return color.get()
+
+    async def main() -> None:
+        async with open_pool(1, obey) as pool:
+            await pool.process(get)
+            for expected in ("callers", "none"):
+                pool.pause()
+                context = Context()
+                if expected == "callers":
+                    context.run(color.set, expected)
+                reply = context.run(pool.submit_nowait, get)
+                await wait_all_tasks_blocked()
+                pool.resume()
+                assert await reply.wait() == expected
+            # The next are taken by a worker that is busy.
+            contexts = [Context(), Context()]
+            contexts[0].run(color.set, "callers")
+            replies = [c.run(pool.submit_nowait, get) for c in contexts * 2]
+            seen = [await reply.wait() for reply in replies]
+            assert seen == ["callers", "none"] * 2
+
+    Context().run(trio.run, main)
 
 
 @pytest.mark.parametrize("gets_ready", [False, True])
