@@ -716,6 +716,8 @@ async def test_a_hook_may_submit_a_job() -> None:
 
     async with open_pool(1, obey, hooks=[Again()]) as pool:
         assert await pool.process("first") == "first"
+        # Before the pool closes, which would refuse what comes later.
+        await pool.join()
     assert [await reply.wait() for reply in replies] == [0, 1, 2]
 
 
