@@ -1170,6 +1170,8 @@ async def test_a_stream_opened_within_a_map_hears_the_rest_of_it() -> None:
                 events = await read_now(stream)
     assert kinds(events).count("job_complete") == 3
     assert kinds(events).count("job_start") == 2
+    ids = [event.job_id for event in events if event.kind == "job_complete"]
+    assert len(set(ids)) == 3
 
 
 async def test_a_stream_opened_in_the_middle_of_a_job_hears_its_end() -> None:

@@ -346,3 +346,16 @@ async def test_a_pool_that_is_over_keeps_nothing_of_what_nobody_read():
     gc.collect()
     assert ref() is None
     assert pool.statistics().failed == 1
+
+
+async def test_a_failure_that_nobody_read_says_of_which_job_it_is():
+    async def fail(_):
+        raise ValueError("no")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_pool(1, fail, name="named") as pool:
+            pool.submit_nowait(1, id="mine")
+    (error,) = caught.value.exceptions
+    assert error.__notes__ == [
+        "trio_pool: job mine of pool 'named', whose reply nobody read"
+    ]

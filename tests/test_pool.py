@@ -1100,6 +1100,15 @@ async def test_a_resize_lets_the_idle_worker_go_and_not_the_chosen_one(
         assert trio.current_time() == 0.0
 
 
+async def test_a_submit_that_waited_for_room_returns_as_its_job_starts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep, max_backlog=0) as pool:
+        pool.submit_nowait(1.0)
+        await pool.submit(5.0)
+        assert trio.current_time() == 1.0
+
+
 async def test_the_wait_for_room_is_no_wait_of_the_job(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -1124,6 +1124,26 @@ async def test_a_closed_drain_is_logged_and_the_job_is_done(autojump_clock, capl
         assert await pool.process(value) == "value"
 
 
+async def test_a_job_with_terms_and_no_drain_logs_nothing(autojump_clock, caplog):
+    async with open_pool(1, run) as pool:
+        reply = await pool.submit(value, ttl=9.0, id="id")
+        assert await reply.wait() == "value"
+    assert caplog.records == []
+
+
+async def test_the_id_and_the_key_of_a_job_that_is_dropped_at_once_are_free(
+    autojump_clock,
+):
+    async with open_pool(1, run, max_backlog=0, overflow="drop_oldest") as pool:
+        busy = pool.submit_nowait(Script(1.0, "busy"))
+        dropped = pool.submit_nowait(value, id="id", key="key")
+        assert dropped.state is JobState.DROPPED
+        await busy.wait()
+        with trio.fail_after(20):
+            reply = pool.submit_nowait(value, id="id", key="key")
+            assert await reply.wait() == "value"
+
+
 @pytest.mark.parametrize("call", ["submit", "submit_nowait"])
 @pytest.mark.parametrize(
     ("options", "kind"),
@@ -1779,6 +1799,25 @@ async def test_a_map_whose_items_wait_for_another_try_hears_of_a_broken_pool(
                     await pool.process(crash_the_worker)
     assert len(heard) == 1
     assert count(pool).delayed == 0
+
+
+async def test_a_map_whose_items_wait_for_another_try_hears_that_the_pool_stops(
+    autojump_clock,
+):
+    async def call():
+        with pytest.raises(ExceptionGroup) as caught:
+            await pool.map([failing(), failing()], retry=NOT_SOON)
+        heard.extend(caught.value.exceptions)
+
+    heard = []
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            async with open_pool(1, run) as pool:
+                nursery.start_soon(call)
+                await wait_all_tasks_blocked()
+                pool.cancel()
+    assert heard
+    assert {type(error) for error in heard} == {JobCancelled}
 
 
 async def test_a_pool_of_no_workers_is_closed_without_its_delayed_jobs(autojump_clock):

@@ -2178,6 +2178,15 @@ async def test_an_item_before_which_a_worker_gave_way_is_named_if_cancelled() ->
     assert caught.value.__notes__ == [f"trio_pool: item {at}: {1_000 + at}"]
 
 
+async def test_a_job_with_terms_has_its_turn_while_a_batch_is_pulled(autojump_clock):
+    async with open_pool(1, trio.sleep) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.map, [1.0] * 20)
+        await trio.sleep(2.5)
+        reply = pool.submit_nowait(1.0, ttl=99.0)
+        await reply.wait()
+        assert trio.current_time() <= 5.0
+
+
 async def test_a_caller_outside_of_the_block_hears_that_its_batch_was_called_off(
     autojump_clock,
 ):

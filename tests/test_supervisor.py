@@ -1286,6 +1286,7 @@ async def test_a_caller_hears_that_the_worker_died_and_is_not_cancelled() -> Non
         with pytest.raises(WorkerCrashed) as caught:
             await pool.process(die)
         assert caught.value.started is True
+        assert caught.value.worker == 0
         assert await pool.process(1) == 1
 
 
@@ -1322,6 +1323,37 @@ async def test_a_cleanup_that_fails_as_the_pool_stops_is_logged_and_told(
         pool.cancel()
     assert [seen[0] for seen in listener.seen] == ["start", "crash"]
     assert len(caplog.records) == 1
+
+
+async def test_a_job_whose_worker_died_under_it_is_tried_again_by_its_policy() -> None:
+    workers = Background()
+    attempts = 0
+
+    async def die_once() -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            workers.fail.set()
+            await trio.sleep_forever()
+        return "alive"
+
+    retry = Retry(2, lambda _: 0.0, on=(WorkerCrashed,))
+    async with open_pool(1, worker=workers, retry=retry) as pool:
+        assert await pool.process(die_once) == "alive"
+
+
+async def test_what_a_broken_pool_loses_is_not_told_of_job_by_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(PoolBroken):
+        async with open_pool(1, obey, restart=Restart(limit=0)) as pool:
+            pool.submit_nowait(SystemExit())
+            for _ in range(3):
+                pool.submit_nowait(1)
+            await trio.sleep_forever()
+    messages = [record.getMessage() for record in caplog.records]
+    # The one is that whose worker died.
+    assert messages.count("nobody read the reply of a failed job") == 1
 
 
 async def test_an_idle_worker_whose_background_task_dies_is_replaced() -> None:
