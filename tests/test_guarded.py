@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import outcome
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_pool import (
     CircuitBreaker,
@@ -628,6 +628,19 @@ async def test_a_refused_job_takes_no_token_of_the_rate(autojump_clock):
         await pool.process("next")
     # The bucket of two is full again at 2.0, unless the refused took from it.
     assert handler.times == [0.0, 2.0, 2.0]
+
+
+def test_in_another_trio_run_a_rate_and_a_breaker_begin_anew():
+    rate, breaker = Rate(1, per=100.0), CircuitBreaker(1)
+
+    async def main():
+        async with open_pool(1, obey, rate=rate, breaker=breaker) as pool:
+            with pytest.raises(OSError, match="failed"):
+                await pool.process("fail")
+            assert trio.current_time() == 0.0
+
+    for _ in range(2):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 # Limiter ------------------------------------------------------------------

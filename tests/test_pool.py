@@ -1100,6 +1100,17 @@ async def test_a_resize_lets_the_idle_worker_go_and_not_the_chosen_one(
         assert trio.current_time() == 0.0
 
 
+async def test_a_submit_that_waits_for_room_returns_as_a_job_leaves_the_backlog(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(1, trio.sleep, max_backlog=1) as pool:
+        for _ in range(2):
+            pool.submit_nowait(1.0)
+        reply = await pool.submit(1.0)
+        assert trio.current_time() == 1.0
+        assert reply.state is JobState.QUEUED
+
+
 async def test_a_submit_that_waited_for_room_returns_as_its_job_starts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

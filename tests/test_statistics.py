@@ -1011,3 +1011,12 @@ def test_what_was_measured_one_by_one_is_not_kept_job_by_job() -> None:
     trio.run(main, clock=Ticking())
     assert len(sizes) == 2
     assert max(sizes) < 75_000, sizes
+
+
+async def test_jobs_that_take_next_to_no_time_take_some() -> None:
+    async with open_pool(1, obey) as pool:
+        for number in range(20):
+            await pool.process(number)
+        run = pool.statistics().run
+        assert run.count == 20
+        assert run.mean > 0.0
