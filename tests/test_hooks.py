@@ -203,13 +203,15 @@ async def test_job_cancel_tells_of_jobs_waiting_and_running() -> None:
     assert {event.state for event in events} == {JobState.CANCELLED}
 
 
-async def test_job_cancel_tells_the_error_of_each_job_that_the_pool_ends() -> None:
+@pytest.mark.parametrize("by", ["pool", "reply"])
+async def test_job_cancel_tells_the_error_of_each_job_that_is_ended(by: str) -> None:
     recorder = Recorder()
     async with open_pool(1, obey, hooks=[recorder], unobserved="ignore") as pool:
-        pool.submit_nowait(trio.sleep_forever)
-        for _ in range(3):
-            pool.submit_nowait(1)
+        replies = [pool.submit_nowait(trio.sleep_forever) for _ in range(4)]
         await wait_all_tasks_blocked()
+        if by == "reply":
+            for reply in replies:
+                reply.cancel()
         pool.cancel()
     events = recorder.named("job_cancel")
     assert len(events) == 4

@@ -1100,6 +1100,19 @@ async def test_a_resize_lets_the_idle_worker_go_and_not_the_chosen_one(
         assert trio.current_time() == 0.0
 
 
+async def test_a_caller_without_room_is_served_beside_idle_workers(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_pool(3, double, max_backlog=0) as pool:
+        async with trio.open_nursery() as nursery:
+            pool.pause()
+            nursery.start_soon(pool.process, 1)
+            await wait_all_tasks_blocked()
+            pool.resume()
+        assert pool.statistics().done == 1
+        assert pool.statistics().restarts == 0
+
+
 async def test_a_submit_that_waits_for_room_returns_as_a_job_leaves_the_backlog(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
