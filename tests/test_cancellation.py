@@ -664,6 +664,32 @@ def test_ctrl_c_leaves_process_when_the_handler_has_ended(kind, handler, state):
     assert isinstance(interrupt, KeyboardInterrupt)
 
 
+def test_an_error_of_the_handler_is_heard_and_ctrl_c_after_it(kind):
+    """The caller hears what a direct call raises; trio keeps Ctrl-C for later."""
+    heard = []
+
+    @trio.lowlevel.enable_ki_protection
+    async def interrupt():
+        await wait_all_tasks_blocked()
+        signal.raise_signal(signal.SIGINT)
+
+    async def main():
+        async with kind.open(1) as pool, trio.open_nursery() as nursery:
+            nursery.start_soon(interrupt)
+            try:
+                await pool.process(fail_when_cancelled)
+            except OSError as error:
+                heard.append(error)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(heard) == 1
+
+
 @pytest.mark.parametrize("state", ["queued", "running"])
 async def test_process_cancelled_while_the_pool_closes(kind, state, autojump_clock):
     gate, first = Gate(), Gate()
