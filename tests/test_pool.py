@@ -1705,3 +1705,30 @@ async def test_jobs_that_never_sleep_let_others_take_turns() -> None:
         seen = [await reply.wait() for reply in replies]
         nursery.cancel_scope.cancel()
     assert len(set(seen)) >= 5
+
+
+async def test_a_pool_that_grows_again_uses_the_lowest_free_ids() -> None:
+    async with open_pool(3, trio.sleep) as pool:
+        await pool.resize(1)
+        await pool.resize(3)
+        assert [worker.id for worker in pool.workers()] == [0, 1, 2]
+
+
+async def test_shrinking_twice_in_a_row_lets_no_worker_go_too_many(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    setups: list[float] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Callable[[float], Awaitable[None]], None]:
+        setups.append(trio.current_time())
+        yield trio.sleep
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+
+    async with open_pool(3, worker=worker) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.resize, 2)
+        await wait_all_tasks_blocked()
+        await pool.resize(1)
+        assert len(pool.workers()) == 1
+    assert len(setups) == 3

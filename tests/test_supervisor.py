@@ -2217,3 +2217,26 @@ async def test_nothing_of_a_pool_is_kept_after_its_block() -> None:
     await trio.lowlevel.checkpoint()
     gc.collect()
     assert kept() is None
+
+
+async def test_ctrl_c_in_a_worker_stops_the_pool_though_the_block_is_shielded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ends: list[float] = []
+
+    async def handler(number: int) -> None:
+        if number:
+            raise KeyboardInterrupt
+        try:
+            await trio.sleep_forever()
+        finally:
+            ends.append(trio.current_time())
+
+    with pytest.raises(KeyboardInterrupt):
+        async with open_pool(2, handler) as pool:
+            pool.submit_nowait(0)
+            await wait_all_tasks_blocked()
+            pool.submit_nowait(1)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+    assert ends == [0]
