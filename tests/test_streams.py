@@ -2178,11 +2178,12 @@ async def test_an_item_before_which_a_worker_gave_way_is_named_if_cancelled() ->
     assert caught.value.__notes__ == [f"trio_pool: item {at}: {1_000 + at}"]
 
 
-async def test_a_job_with_terms_has_its_turn_while_a_batch_is_pulled(autojump_clock):
+@pytest.mark.parametrize("options", [{}, {"ttl": 99.0}], ids=["plain", "terms"])
+async def test_a_job_has_its_turn_while_a_batch_is_pulled(options, autojump_clock):
     async with open_pool(1, trio.sleep) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(pool.map, [1.0] * 20)
         await trio.sleep(2.5)
-        reply = pool.submit_nowait(1.0, ttl=99.0)
+        reply = pool.submit_nowait(1.0, **options)
         await reply.wait()
         assert trio.current_time() <= 5.0
 
