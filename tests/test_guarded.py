@@ -409,6 +409,28 @@ async def test_queued_jobs_start_if_it_has_closed_again_meanwhile(autojump_clock
         assert await waiting.wait() == "waiting"
 
 
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_job_that_outwaits_an_open_circuit_counts_when_it_fails(
+    limited, autojump_clock
+):
+    breaker = CircuitBreaker(1, open_for=1.0)
+    options = {"limiter": trio.CapacityLimiter(1)} if limited else {}
+    async with (
+        open_pool(1, obey, breaker=breaker, unobserved="ignore", **options) as pool,
+        open_pool(1, obey, breaker=breaker) as other,
+    ):
+        pool.submit_nowait(5.0)
+        waiting = pool.submit_nowait("fail")
+        await trio.sleep(0.5)
+        await break_circuit(other, breaker)
+        await trio.sleep(1.0)
+        assert await other.process(1) == 1
+        assert breaker.state == "closed"
+        with pytest.raises(OSError, match="failed"):
+            await waiting.wait()
+        assert breaker.state == "open"
+
+
 async def test_a_job_that_waits_for_its_retry_fails_if_it_is_open_by_then(
     autojump_clock,
 ):
