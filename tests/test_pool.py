@@ -1732,3 +1732,23 @@ async def test_shrinking_twice_in_a_row_lets_no_worker_go_too_many(
         await pool.resize(1)
         assert len(pool.workers()) == 1
     assert len(setups) == 3
+
+
+async def test_a_closed_drain_costs_a_job_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drain: Drain[int] = Drain()
+    drain.close()
+    async with open_pool(1, double) as pool:
+        reply = await pool.submit(2, drain=drain)
+        assert await reply.wait() == 4
+        assert await pool.process(3) == 6
+    assert "a drain refused the result of job 1" in caplog.text
+    assert pool.statistics().restarts == 0
+
+
+async def test_a_batch_of_calls_names_items_that_are_none() -> None:
+    async with open_pool(1) as pool:
+        with pytest.raises(TypeError, match="items must be an iterable, got 3"):
+            await pool.submit_batch(double, 3)  # type: ignore[arg-type]
+        assert pool.statistics().accepted == 0
