@@ -279,6 +279,7 @@ class Batch:
                 job.terms = self._terms()
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = index
+        job.name()
         self.last = index
         self.handed += 1
         self.live += 1
