@@ -791,3 +791,18 @@ async def test_ctrl_c_lands_in_no_hook_but_in_everything_else_of_the_user(
     assert protected == {name: {True} for name in names} | {
         name: {False} for name in theirs
     }
+
+
+async def test_items_are_numbered_as_workers_take_them() -> None:
+    failed: list[object] = []
+
+    class Log(Hooks):
+        def on_job_error(self, event: JobChanged) -> None:
+            failed.append(event.job_id)
+
+    async def divide(number: int) -> float:
+        return 1 / number
+
+    async with open_pool(2, divide, hooks=[Log()]) as pool:
+        await pool.settle([1, 0, 1, 0])
+    assert sorted(failed, key=str) == [2, 4]
