@@ -992,3 +992,20 @@ def test_generated_programs_keep_the_promises(
             if report.counts.get(kind, 0) < least * report.programs
         }
         assert not few
+
+
+def test_a_batch_may_be_cancelled_in_the_moment_in_which_its_items_fail() -> None:
+    class Sleepers(PoolMachine):
+        async def handler(self, number: int) -> None:
+            await trio.sleep(1)
+
+    machine = Sleepers()
+    options = {"max_backlog": 0, "grace": 0.0, "timeout": 0.5}
+    machine.open(size=2, options=options, watched=False, ending="leave", order=1)
+    for _ in range(3):
+        items = [(0, None), (0, None)]
+        call = machine.batch("map", items, options={}, sleep=0.0)
+        machine.sleep(seconds=0.5)
+        machine.cancel(call=call)
+    assert machine.counts["JobTimeout"]
+    machine.teardown()

@@ -498,8 +498,12 @@ class PoolMachine(RuleBasedStateMachine):
         self._late_calls += self._closed
 
         async def follow() -> None:
-            with call.scope:
-                await act()
+            try:
+                with call.scope:
+                    await act()
+            except ExceptionGroup as error:
+                # Items failed as the call was cancelled, which it hears of together.
+                self._judge_batch(call.tickets, error)
             call.over = True
             if call.reply is None:
                 self._claim_none_runs(call)
