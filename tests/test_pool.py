@@ -39,6 +39,7 @@ from trio_pool import (
     WrongThread,
     open_pool,
 )
+from trio_pool.testing import explore_orders
 
 
 async def double(number: int) -> int:
@@ -364,6 +365,30 @@ async def test_the_last_of_several_resizes_counts() -> None:
             await pool.resize(2)
         assert pool.size == pool.statistics().workers == 2
         assert await pool.process(1) == 2
+
+
+def test_a_resize_that_is_followed_by_others_returns_once_the_last_is_reached() -> None:
+    """Also where the next size is asked for in the turn in which one is reached."""
+
+    async def body(turns: int) -> None:
+        async with open_pool(1, double) as pool:
+
+            async def resize(size: int) -> None:
+                await pool.resize(size)
+                returned.append(size)
+                assert pool.size == pool.statistics().workers
+
+            returned: list[int] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(resize, 3)
+                nursery.start_soon(resize, 2)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                nursery.start_soon(resize, 3)
+            assert sorted(returned) == [2, 3, 3]
+
+    for turns in range(8):
+        explore_orders(body, turns, orders=20)
 
 
 async def test_a_resize_that_changes_its_mind_under_a_job_keeps_serving() -> None:

@@ -513,12 +513,14 @@ class Supervisor:
             task = trio.lowlevel.current_task()
             dispatch.nesting.check(task, None, "resize() to fewer workers")
         self._want(size)
+        # Before the wait, as another may want another size between what is seen
+        # after it and the caller's next step.
+        await trio.lowlevel.cancel_shielded_checkpoint()
         # A hook that has heard of the size may have closed the pool.
         while not self._is_staffed() and not dispatch.closed:
             await self._staffed.park()
         if dispatch.closed:
             raise dispatch.refusal()
-        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _want(self, size: int) -> None:
         self._set_wanted(size)
