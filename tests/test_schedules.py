@@ -534,7 +534,7 @@ def test_a_moment_shows_whether_it_is_over():
 
 
 def test_a_body_that_waits_for_ever_is_ended_and_named():
-    """It takes a quarter of a second, as a body may also wait for a thread."""
+    """It takes about a second, as a body may also wait for a thread."""
 
     async def body(scope):
         with scope:
@@ -626,7 +626,7 @@ def test_the_error_of_a_body_that_is_ended_by_force_is_its_cause():
 
 @pytest.mark.parametrize("run", [run_in_order, explore_orders])
 def test_an_order_in_which_the_body_waits_for_ever_is_ended_too(run):
-    """It takes a quarter of a second, as a body may also wait for a thread."""
+    """It takes about a second, as a body may also wait for a thread."""
     which = {"order": 3} if run is run_in_order else {"first": 3}
     with pytest.raises(AssertionError, match="sleep_forever waits for ever") as info:
         run(trio.sleep_forever, **which)

@@ -40,7 +40,8 @@ def run_in_order(
     are the same. Here all of it, and what the module `random` draws, follows
     from ``order``: the same order gives the same run, as long as the function
     does not depend on real time, threads or the network. By default time is
-    virtual, a `trio.testing.MockClock` that jumps when nothing else happens.
+    virtual, a `trio.testing.MockClock` that jumps when nothing else happens; a
+    wait for a thread or a socket may take a second, or it counts as for ever.
     With a clock of yours nobody looks whether the run ends. Other threads must
     not start runs of trio meanwhile.
 

@@ -25,10 +25,13 @@ from ._scheduler import seeded_scheduler
 Plan: TypeAlias = tuple[tuple[int, int], ...]
 """What is to happen, in this order: the number of the happening, and the step."""
 
-# Turns of the loop in which nothing runs, and real seconds of them, after which
-# a body waits for ever: its time is virtual, so it waits for no deadline.
-_IDLE_TURNS = 100
-_IDLE_SECONDS = 0.25
+# Turns of the loop in which nothing runs, after which a body waits for ever: its
+# time is virtual, so it waits for no deadline. It may wait for a thread, which gets
+# some real time in all turns but the first: by turns and not by the clock, as a
+# machine that stands still for a while stops the thread as well.
+_IDLE_TURNS = 500
+_BRISK_TURNS = 10
+_IDLE_SECONDS = 0.002
 
 # How often a body is ended by force that does not end when it is cancelled, and
 # the turns of the loop that it has to unwind each time.
@@ -97,7 +100,7 @@ class _Watch(trio.abc.Instrument):
         """Where the program stood when what was planned came."""
         self.trouble: BaseException | None = None
         self.hung = ""
-        self._until = self._last_step = 0.0
+        self._until = 0.0
         self._idle = 0
         self._allowance = trial.steps
         self.result: Any = None
@@ -168,12 +171,9 @@ class _Watch(trio.abc.Instrument):
             self._until = now + self.trial.seconds
             self._hang(f"had not ended after {self.trial.seconds} virtual seconds")
         self._idle += 1
-        if self._idle == 1:
-            self._last_step = time.monotonic()
-        elif (
-            self._idle > _IDLE_TURNS
-            and time.monotonic() - self._last_step > _IDLE_SECONDS
-        ):
+        if self._idle > _BRISK_TURNS:
+            time.sleep(_IDLE_SECONDS)
+        if self._idle > _IDLE_TURNS:
             self._idle = 0
             self._hang("waits for ever: no task runs, and no deadline is set")
 
