@@ -2220,6 +2220,18 @@ async def test_a_cancelled_call_of_lease_is_cancelled_though_the_pool_is_closed(
         assert scope.cancelled_caught
 
 
+async def lease_one_of_two(pool: Pool[Any, Any], release: trio.Event) -> None:
+    """Lease a worker; see that what waits for release runs on the other one only."""
+    async with pool.lease() as worker:
+        replies = [pool.submit_nowait(release.wait) for _ in range(2)]
+        await wait_all_tasks_blocked()
+        assert pool.statistics().running == 1
+        assert await worker.process(3) == 3
+        release.set()
+        for reply in replies:
+            await reply.wait()
+
+
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("chance", range(12))
 async def test_a_leased_worker_whose_first_job_was_withdrawn_gets_no_other_job(
@@ -2234,14 +2246,7 @@ async def test_a_leased_worker_whose_first_job_was_withdrawn_gets_no_other_job(
         withdrawn = [pool.submit_nowait(number) for number in range(2)]
         for reply in withdrawn:
             assert reply.cancel()
-        async with pool.lease() as worker:
-            replies = [pool.submit_nowait(release.wait) for _ in range(2)]
-            await wait_all_tasks_blocked()
-            assert pool.statistics().running == 1
-            assert await worker.process(3) == 3
-            release.set()
-            for reply in replies:
-                await reply.wait()
+        await lease_one_of_two(pool, release)
 
 
 async def test_the_age_of_a_fresh_worker_counts_from_its_own_setup(
@@ -2352,11 +2357,4 @@ async def test_a_leased_worker_that_changed_to_a_job_that_was_withdrawn_gets_no_
             await trio.lowlevel.checkpoint()
         for reply in withdrawn:
             reply.cancel()
-        async with pool.lease() as worker:
-            replies = [pool.submit_nowait(release.wait) for _ in range(2)]
-            await wait_all_tasks_blocked()
-            assert pool.statistics().running == 1
-            assert await worker.process(3) == 3
-            release.set()
-            for reply in replies:
-                await reply.wait()
+        await lease_one_of_two(pool, release)

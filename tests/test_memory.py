@@ -343,19 +343,19 @@ async def failing_feed(traces: Traces) -> AsyncGenerator[Call, None]:
 
 
 async def mapped_from_a_failing_input(pool: Pool[Call, Thing], traces: Traces) -> None:
-    for source in (failing_input, failing_feed):
-        try:
-            await pool.map(source(traces))
-        except Failure:
-            pass
-        else:
-            raise AssertionError
+    await all_from_a_failing_input(pool.map, traces)
 
 
 async def settled_from_a_failing_input(pool: Pool[Call, Thing], traces: Traces) -> None:
+    await all_from_a_failing_input(pool.settle, traces)
+
+
+async def all_from_a_failing_input(
+    call: Callable[[Any], Awaitable[object]], traces: Traces
+) -> None:
     for source in (failing_input, failing_feed):
         try:
-            await pool.settle(source(traces))
+            await call(source(traces))
         except Failure:
             pass
         else:

@@ -1389,24 +1389,30 @@ async def test_a_job_handed_to_a_worker_that_dies_in_the_same_tick_is_not_lost(
         assert pool.statistics().lost == 0
 
 
-async def test_a_job_waits_for_no_cleanup_of_the_worker_that_dies_before_it_began(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    nurseries: list[trio.Nursery] = []
+class SlowToLeave:
+    """Makes workers that live in a nursery, and whose cleanup takes five seconds."""
+
+    def __init__(self) -> None:
+        self.nurseries: list[trio.Nursery] = []
 
     @asynccontextmanager
-    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+    async def __call__(self) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
         try:
             async with trio.open_nursery() as nursery:
-                nurseries.append(nursery)
+                self.nurseries.append(nursery)
                 yield obey
         finally:
             with trio.CancelScope(shield=True):
                 await trio.sleep(5)
 
+
+async def test_a_job_waits_for_no_cleanup_of_the_worker_that_dies_before_it_began(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    worker = SlowToLeave()
     async with open_pool(1, worker=worker) as pool:
         await wait_all_tasks_blocked()
-        nurseries[0].cancel_scope.cancel()
+        worker.nurseries[0].cancel_scope.cancel()
         # The worker is still taken for an idle one.
         reply = pool.submit_nowait(1)
         assert pool.statistics().running == 1
@@ -1420,21 +1426,10 @@ async def test_a_job_waits_for_no_cleanup_of_the_worker_that_dies_before_it_bega
 async def test_no_job_goes_to_an_idle_worker_that_has_died(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    nurseries: list[trio.Nursery] = []
-
-    @asynccontextmanager
-    async def worker() -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
-        try:
-            async with trio.open_nursery() as nursery:
-                nurseries.append(nursery)
-                yield obey
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.sleep(5)
-
+    worker = SlowToLeave()
     async with open_pool(2, worker=worker) as pool:
         await wait_all_tasks_blocked()
-        nurseries[0].cancel_scope.cancel()
+        worker.nurseries[0].cancel_scope.cancel()
         await wait_all_tasks_blocked()
         replies = await pool.submit_batch([1, 2])
         assert [await reply.wait() for reply in replies] == [1, 2]

@@ -469,14 +469,14 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
     """A `Pool` without workers: each job runs at once in the caller's own task.
 
     For unit tests of code that is given a pool, which it is to type checkers
-    (not to `isinstance`): the same methods, arguments,
-    errors, replies and counts, but one job after the other, tracebacks that
-    are short, and nothing in the background. ``async with InlinePool(fetch)
-    as pool:`` ends as the block of a pool does; with a handler it serves
-    without ``async with`` too. A job that asks for its own pool runs inside of
-    the first, ``size`` deep. Of the options it heeds ``timeout``, ``retry``,
-    ``crash_on``, ``middleware``, ``hooks``, ``plugins``, ``unobserved``, ``grace``
-    and ``name``; it has one worker's context, and no restart budget.
+    (not to `isinstance`): the same methods, arguments, errors, replies and
+    counts, but one job after the other, tracebacks that are short, and nothing
+    in the background. ``async with InlinePool(fetch) as pool:`` ends as the
+    block of a pool does; with a handler it serves without ``async with`` too. A
+    job that asks for its own pool runs inside of the first, ``size`` deep. Of
+    the options it heeds ``timeout``, ``retry``, ``crash_on``, ``middleware``,
+    ``hooks``, ``plugins``, ``unobserved``, ``grace`` and ``name``; it has one
+    worker's context, and no restart budget.
 
     What differs: `submit` returns when its job has ended, after its ``delay``
     and tries, and its caller's cancellation is the job's. `submit_nowait`

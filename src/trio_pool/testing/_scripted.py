@@ -68,11 +68,10 @@ class ScriptedWorker:
                 ...
 
     A step is a `Step`, an exception or a class of them to raise, or a value to
-    return. It is a
-    handler and no worker's context manager, as so it fits everywhere: for
-    any number of workers, which take the steps in the order in which their
-    jobs start, as a function of a `TaskPool`, in an inline pool, under
-    `Faults`, or called directly. A crash is followed by the next step.
+    return. It is a handler and no worker's context manager, as so it fits
+    everywhere: for any number of workers, which take the steps in the order in
+    which their jobs start, as a function of a `TaskPool`, in an inline pool,
+    under `Faults`, or called directly. A crash is followed by the next step.
 
     A job that comes with another input than its step expects, or when no step
     is left, fails at once by an `AssertionError`. Code under test may swallow
