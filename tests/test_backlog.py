@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -27,6 +28,7 @@ from trio_pool import (
     JobDropped,
     JobState,
     PoolError,
+    Rate,
     open_pool,
 )
 from trio_pool._backlog import Keys, Line
@@ -529,6 +531,109 @@ async def test_a_paused_pool_lets_callers_in_when_it_resumes(bound):
             assert doors.order == []
             pool.resume()
     assert sorted(doors.order) == list(range(5))
+
+
+async def take_a_second(name):
+    await trio.sleep(1)
+    return name
+
+
+async def take_no_time(name):
+    return name
+
+
+async def nearly_endless(pool):
+    await pool.map(range(100_000))
+    raise AssertionError("the batch has ended before the caller's job")
+
+
+@pytest.mark.parametrize("options", [{}, {"aging": 5.0}, {"rate": Rate(1000, per=1)}])
+@pytest.mark.parametrize("handler", [take_a_second, take_no_time])
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_caller_that_waits_for_room_is_not_kept_out_by_an_endless_batch(
+    size, handler, options, autojump_clock
+):
+    async with open_pool(size, handler, max_backlog=0, **options) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nearly_endless, pool)
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+            with trio.fail_after(3.5):
+                assert await pool.process("caller") == "caller"
+            nursery.cancel_scope.cancel()
+
+
+async def test_callers_that_wait_for_room_take_turns_with_a_batch():
+    order = []
+
+    async def handler(name):
+        order.append(name)
+        await trio.lowlevel.checkpoint()
+
+    async with open_pool(1, handler, max_backlog=0) as pool:
+        async with trio.open_nursery() as nursery:
+            pool.pause()
+            await keep_order(nursery, pool.map, range(4))
+            await keep_order(nursery, pool.process, "a", "b", "c")
+            pool.resume()
+    letters = [name for name in order if isinstance(name, str)]
+    numbers = [name for name in order if isinstance(name, int)]
+    assert (letters, numbers) == (["a", "b", "c"], [0, 1, 2, 3])
+    # One of each by turns, whichever is first.
+    kinds = [type(name) for name in order]
+    assert kinds[:-1] in ([str, int] * 3, [int, str] * 3)
+
+
+@pytest.mark.parametrize(
+    ("aging", "priority", "first"),
+    [(math.inf, 0, "item"), (math.inf, 1, "caller"), (5.0, 0, "caller")],
+)
+async def test_a_caller_that_waits_for_room_passes_no_batch_of_higher_priority(
+    aging, priority, first, autojump_clock
+):
+    """With aging it does so once it has waited for long enough."""
+    ends = []
+
+    async def handler(name):
+        await trio.sleep(1)
+        if name in {"caller", 19}:
+            ends.append("caller" if name == "caller" else "item")
+
+    async with open_pool(1, handler, max_backlog=0, aging=aging) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(pool.map, range(20), priority=1))
+            await wait_all_tasks_blocked()
+            await pool.process("caller", priority=priority)
+    assert ends[0] == first
+
+
+async def test_a_caller_is_not_kept_out_where_what_waits_may_not_run(autojump_clock):
+    async with open_pool(1, take_a_second, max_backlog=1) as pool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nearly_endless, pool)
+            later = await pool.submit("later", delay=100)
+            with trio.fail_after(3.5):
+                assert await pool.process("caller") == "caller"
+            assert await later.wait() == "later"
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_caller_does_not_pass_those_in_line_as_a_batch_goes_on(autojump_clock):
+    async with open_pool(1, take_a_second, max_backlog=1) as pool:
+        order = []
+
+        async def process(name):
+            order.append(await pool.process(name))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nearly_endless, pool)
+            await trio.sleep(0.5)
+            for name in "abcdef":
+                nursery.start_soon(process, name)
+                await wait_all_tasks_blocked(0.01)
+            await trio.sleep(20)
+            nursery.cancel_scope.cancel()
+        assert order == list("abcdef")
 
 
 async def test_items_of_a_batch_never_count_as_waiting():

@@ -400,6 +400,13 @@ class Line:
         """Return how many seconds of waiting a priority makes up for."""
         return max(-_FAR, min(priority, _FAR)) * self._aging
 
+    def may_precede(self, job: Job, source: Source) -> bool:
+        """Say whether a job could be before a source in line, by its priority."""
+        if self._aged is None:
+            return job.priority >= source.priority
+        age = job.queued_at - self._lead(job.priority)
+        return age <= source.queued_at - self._lead(source.priority)
+
     def shift(self) -> Job | None:
         """Take the first job in line, be it held or not; no source may be here."""
         priority: int | None = 0

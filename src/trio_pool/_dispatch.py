@@ -126,6 +126,7 @@ class Dispatch:
         "clock",
         "breaker",
         "rate",
+        "_batch_was_next",
         "_choose",
         "_keys",
         "_starved",
@@ -257,6 +258,7 @@ class Dispatch:
         self._choose = config.choose
         self._keys = Keys()
         self._starved: list[Source | None] = []
+        self._batch_was_next = False
 
     def prepare(self) -> None:
         """Belong to this trio run and thread from now on, and take jobs."""
@@ -632,12 +634,11 @@ class Dispatch:
                 if not self._is_in_bound():
                     self._starve(None)
                     return None
-                job = cast("Job | None", self.room.pop())
-                if job is None:
+                caller = self._pop_caller(None, now)
+                if caller is None:
                     return None
-                self._let_in(job)
+                job = caller
                 self.accepted += 1
-                job.queued_at = now
             elif isinstance(entry, Job):
                 job = entry
                 new = False
@@ -646,7 +647,15 @@ class Dispatch:
                 self._starve(entry)
                 continue
             else:
-                taken = entry.take(worker)
+                taken = None
+                if self.room.count and isinstance(entry, Batch):
+                    if self._is_callers_turn():
+                        taken = self._pop_caller(entry, now)
+                    if taken is not None and self.idle:
+                        # One of them may have been roused for the batch's item.
+                        self.rouse(1)
+                if taken is None:
+                    taken = entry.take(worker)
                 if taken is None:
                     if worker.lease is not None:
                         # It was a lease, and this worker is its.
@@ -669,6 +678,27 @@ class Dispatch:
             elif self.room.count:
                 self._admit_callers()
             return job
+
+    def _pop_caller(self, batch: Batch | None, now: float) -> Job | None:
+        """Take the first job whose caller waits for room, if it may precede a batch."""
+        job = cast("Job | None", self.room.pop())
+        if job is None:
+            return None
+        if batch is not None and not self.line.may_precede(job, batch):
+            self.room.push_front(job)
+            return None
+        self._let_in(job)
+        job.queued_at = now
+        return job
+
+    def _is_callers_turn(self) -> bool:
+        """Say whether one who waits for room is next, and no batch.
+
+        Those that are let in take turns with batches in line. Where nobody is let
+        in, as no job may wait or what waits may not run, they do so from here.
+        """
+        self._batch_was_next = not self._batch_was_next
+        return not (self._batch_was_next or self.line.ready)
 
     def _next_gated(self, worker: Worker, now: float) -> Job | None:
         """Do what `next_job` does where a free worker is not all it takes."""
