@@ -164,13 +164,15 @@ def unit_tests(session: nox.Session) -> None:
     """Run the tests on one Python; on this one with branch coverage."""
     install(session, "tests")
     pytest = ["python", "-m", "pytest"]
+    # On all cores, up to four: some tests wait for processes and threads of theirs.
+    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
     is_running = session.name == f"tests-{RUNNING}"
     if session.posargs:
         session.run(*pytest, *session.posargs)
     elif is_running:
-        session.run(*pytest, "--cov", "--cov-report=term")
+        session.run(*pytest, *spread, "--cov", "--cov-report=term")
     else:
-        session.run(*pytest)
+        session.run(*pytest, *spread)
     if is_running:
         # pytest's summary is the last word, unless something has failed.
         logging.getLogger("nox").setLevel(logging.ERROR)

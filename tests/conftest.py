@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -24,3 +25,12 @@ settings.load_profile("stress" if os.environ.get("TRIO_POOL_STRESS") else "modes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So shells start what they run in the background; some tests send themselves one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is there by now from the collector, which many tests run on purpose.
+
+    It would go through all modules and tests each time.
+    """
+    gc.collect()
+    gc.freeze()

@@ -680,7 +680,6 @@ def test_a_pool_that_gives_up_too_soon_is_found(
         ({"sizes": "x"}, TypeError, "sizes.*'x'"),
         ({"settings": 3}, TypeError, "settings.*3"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named(
     options: dict[str, Any], error: type[Exception], named: str

@@ -71,8 +71,9 @@ class Campaign:
         left_out = [f"--ignore=tests/{name}" for name in sorted(LEFT_OUT)]
 
         def try_quick(session: Session) -> int:
+            # What is frozen is not found.
+            gc.unfreeze()
             gc.collect()
-            # What is frozen is not found any more.
             functions = functions_of(self._root)
             gc.freeze()
             for mutant, module in mutants:
