@@ -733,7 +733,7 @@ async def test_the_hooks_of_a_task_pool() -> None:
 async def test_ctrl_c_lands_in_no_hook_but_in_everything_else_of_the_user(
     caplog: pytest.LogCaptureFixture, autojump_clock: trio.abc.Clock
 ) -> None:
-    """A hook is called while the books are mended, but for that of `Pool.resize`."""
+    """A hook is called while the books are mended."""
     protected: dict[str, set[bool]] = {}
 
     def note(name: str) -> None:
@@ -743,7 +743,7 @@ async def test_ctrl_c_lands_in_no_hook_but_in_everything_else_of_the_user(
     def hear(_: Hooks, event: Any) -> None:
         note(f"on_{event.kind}")
 
-    names = {name for name in dir(Hooks) if name.startswith("on_")} - {"on_resize"}
+    names = {name for name in dir(Hooks) if name.startswith("on_")}
     listener = type("Listener", (Hooks,), dict.fromkeys(names, hear))
 
     class Handler:

@@ -24,7 +24,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_pool
-from trio_pool import Pool, open_pool
+from trio_pool import Pool, Retry, open_pool
 from trio_pool.testing import assert_books_balance, assert_idle
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
@@ -220,10 +220,49 @@ async def by_lease(pool: Pool[Any, Any]) -> None:
         await worker.process(1)
 
 
+async def by_submit_batch(pool: Pool[Any, Any]) -> None:
+    for reply in await pool.submit_batch([1, 2, 3]):
+        await reply.wait()
+
+
+async def by_submit_nowait(pool: Pool[Any, Any]) -> None:
+    for options in ({}, {"timeout": 5.0}, {"key": "a"}, {"ttl": 5.0}):
+        pool.submit_nowait(1, **options)
+    await pool.join()
+
+
+async def by_process_with_options(pool: Pool[Any, Any]) -> None:
+    retry = Retry(2, lambda _: 0.25)
+    await pool.process(1, timeout=5.0, key="a", priority=1, retry=retry)
+
+
+async def by_events(pool: Pool[Any, Any]) -> None:
+    async with pool.events() as events:
+        await pool.process(1)
+        async for _ in events:
+            break
+
+
+async def by_resize(pool: Pool[Any, Any]) -> None:
+    await pool.resize(3)
+    await pool.resize(2)
+
+
 WAYS = (by_process, by_submit, by_map, by_settle, by_stream, by_lease)
 
 
-@pytest.mark.parametrize("call", [*WAYS, by_stream_of_a_feed])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *WAYS,
+        by_stream_of_a_feed,
+        by_submit_batch,
+        by_submit_nowait,
+        by_process_with_options,
+        by_events,
+        by_resize,
+    ],
+)
 def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
     ctrl_c: None, call: Callable[[Pool[Any, Any]], Awaitable[None]]
 ) -> None:
@@ -253,6 +292,7 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
             await wait_all_tasks_blocked()
             assert_books_balance(pool)
             assert_idle(pool)
+            assert pool.size == len(pool.workers())
             with trio.fail_after(1.5):
                 await pool.map([meet, meet])
             await pool.join()

@@ -522,6 +522,7 @@ class Supervisor:
         if dispatch.closed:
             raise dispatch.refusal()
 
+    @enable_ki_protection
     def _want(self, size: int) -> None:
         self._set_wanted(size)
         if self.dispatch.listeners:
