@@ -604,6 +604,19 @@ async def test_a_job_given_in_as_the_last_of_a_life_fails_is_for_the_next_life()
     assert workers.jobs[:2] == [1, 1]
 
 
+async def test_a_worker_whose_last_job_ends_in_a_paused_pool_gets_no_other() -> None:
+    workers = Workers()
+    async with open_pool(1, worker=workers, max_jobs=1) as pool:
+        for number in range(3):
+            reply = pool.submit_nowait(number)
+            await trio.lowlevel.checkpoint()
+            pool.pause()
+            await reply.wait()
+            await wait_all_tasks_blocked()
+            pool.resume()
+    assert workers.jobs == [1, 1, 1, 0]
+
+
 async def test_every_attempt_counts_towards_max_jobs() -> None:
     workers = Workers()
     retry = Retry(attempts=3, backoff=Backoff(0.0))

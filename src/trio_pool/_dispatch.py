@@ -704,10 +704,10 @@ class Dispatch:
         """Do what `next_job` does where a free worker is not all it takes."""
         if worker.lease is not None and worker.lease.holds(worker):
             return None
-        if not self._is_free(worker):
-            return None
         if self.is_spent(worker):
+            # In a paused pool too: once it is idle, it is handed a job unasked.
             worker.recycle()
+        if not self._is_free(worker):
             return None
         if not self.guarded:
             return self._take(worker, now)
