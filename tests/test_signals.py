@@ -25,6 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_pool
 from trio_pool import Pool, Retry, open_pool
+from trio_pool._worker import _is_ours
 from trio_pool.testing import assert_books_balance, assert_idle
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
@@ -333,3 +334,25 @@ async def test_ctrl_c_in_a_handler_is_all_that_is_heard(
                             pass
     assert caught.value.__context__ is None
     assert caplog.records == []
+
+
+def interrupt_python() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("hears", ["trio", "python"])
+async def test_a_worker_knows_ctrl_c_in_its_own_frame_from_that_in_an_input(
+    ctrl_c: None, hears: str
+) -> None:
+    """After the one the item in hand is lost, after the other it has ended."""
+    if hears == "python":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt) as ours:
+        signal.raise_signal(signal.SIGINT)
+    assert _is_ours(ours.value)
+    with pytest.raises(KeyboardInterrupt) as theirs:
+        interrupt_python()
+    assert not _is_ours(theirs.value)
+    with pytest.raises(ValueError) as other:
+        raise ValueError
+    assert not _is_ours(other.value)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, ContextVar, copy_context
@@ -98,12 +99,13 @@ def _holds(variables: tuple[tuple[ContextVar[Any], Any], ...]) -> bool:
 
 def _is_ours(error: BaseException) -> bool:
     """Say whether Ctrl-C has come in a worker's own frame."""
-    trace = error.__traceback__
-    return (
-        isinstance(error, KeyboardInterrupt)
-        and trace is not None
-        and trace.tb_next is None
-    )
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    assert error.__traceback__ is not None
+    inner = error.__traceback__.tb_next
+    # Trio hears signals in Python, and so the frame that does is on top of ours.
+    hears = getattr(signal.getsignal(signal.SIGINT), "__code__", None)
+    return inner is None or inner.tb_frame.f_code is hears
 
 
 @final
