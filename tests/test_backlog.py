@@ -607,6 +607,66 @@ async def test_a_caller_that_waits_for_room_passes_no_batch_of_higher_priority(
     assert ends[0] == first
 
 
+async def test_callers_that_wait_for_room_take_turns_with_leases():
+    order = []
+    doors = Doors()
+
+    async def lease(number):
+        async with pool.lease():
+            order.append(number)
+
+    async with open_pool(1, doors, max_backlog=0) as pool:
+        pool.submit_nowait("running")
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(lease, number)
+            await wait_all_tasks_blocked()
+            await keep_order(nursery, pool.process, "caller")
+            doors.open("running")
+            await wait_all_tasks_blocked()
+            assert len(order) < 2
+            assert doors.order == ["running", "caller"]
+            doors.open()
+    assert sorted(order) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("job", "source", "may"),
+    [
+        # Priority and since when it waits, at 20 seconds with 5 for each priority.
+        ((0, 15.0), (0, 20.0), True),
+        ((0, 15.0), (1, 20.0), True),
+        ((0, 16.0), (1, 20.0), False),
+        ((1, 20.0), (2, 20.0), False),
+        ((2, 20.0), (1, 20.0), True),
+        ((1, 20.0), (0, 16.0), True),
+        ((1, 20.0), (0, 14.0), False),
+    ],
+)
+def test_who_waits_for_room_may_precede_a_source_once_aged_enough(job, source, may):
+    line = Line(aging=5.0)
+    waiting, first = (
+        SimpleNamespace(priority=priority, queued_at=since)
+        for priority, since in (job, source)
+    )
+    assert line.may_precede(waiting, first) is may
+
+
+async def test_priorities_far_apart_still_age_one_by_one(autojump_clock):
+    order = []
+
+    async def handler(name):
+        order.append(name)
+        await trio.sleep(1)
+
+    async with open_pool(1, handler, aging=1.0) as pool:
+        pool.submit_nowait("running")
+        pool.submit_nowait("old", priority=1_000)
+        await trio.sleep(0.5)
+        pool.submit_nowait("young", priority=1_001)
+    assert order == ["running", "young", "old"]
+
+
 async def test_a_caller_is_not_kept_out_where_what_waits_may_not_run(autojump_clock):
     async with open_pool(1, take_a_second, max_backlog=1) as pool:
         async with trio.open_nursery() as nursery:

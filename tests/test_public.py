@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import AsyncIterator
@@ -26,6 +27,8 @@ from trio_pool import (
     JobChanged,
     JobError,
     JobId,
+    LeasedTaskWorker,
+    LeasedWorker,
     Pool,
     PoolChanged,
     PoolError,
@@ -279,12 +282,26 @@ def test_both_kinds_of_pool_default_the_same() -> None:
             assert of_pool[option].annotation == of_task_pool[option].annotation
 
 
-def test_a_stream_of_events_keeps_1024_unread_where_nothing_else_is_said() -> None:
-    (buffer,) = (
-        inspect.signature(Pool.events).parameters[option]
-        for option in options_of(Pool, "events")
-    )
-    assert (buffer.name, buffer.default) == ("buffer", 1024)
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(["timeout", "retry", "key", "drain", "id", "ahead", "grace"]),
+    "priority": 0,
+    "delay": 0.0,
+    "ttl": math.inf,
+    "ordered": True,
+    "outcomes": False,
+    "buffer": 1024,
+}
+
+
+@pytest.mark.parametrize("kind", [Pool, TaskPool, LeasedWorker, LeasedTaskWorker])
+def test_options_default_to_what_leaves_jobs_alone(kind: type) -> None:
+    found: dict[str, set[Any]] = {}
+    for method in methods(kind).values():
+        for option in inspect.signature(method).parameters.values():
+            if option.default is not inspect.Parameter.empty:
+                found.setdefault(option.name, set()).add(option.default)
+    assert found == {option: {DEFAULTS[option]} for option in found}
+    assert "timeout" in found
 
 
 def test_pool_and_task_pool_have_the_same_methods_but_for_go() -> None:

@@ -126,7 +126,7 @@ class Dispatch:
         "clock",
         "breaker",
         "rate",
-        "_batch_was_next",
+        "_source_was_next",
         "_choose",
         "_keys",
         "_starved",
@@ -258,7 +258,7 @@ class Dispatch:
         self._choose = config.choose
         self._keys = Keys()
         self._starved: list[Source | None] = []
-        self._batch_was_next = False
+        self._source_was_next = False
 
     def prepare(self) -> None:
         """Belong to this trio run and thread from now on, and take jobs."""
@@ -648,12 +648,8 @@ class Dispatch:
                 continue
             else:
                 taken = None
-                if self.room.count and isinstance(entry, Batch):
-                    if self._is_callers_turn():
-                        taken = self._pop_caller(entry, now)
-                    if taken is not None and self.idle:
-                        # One of them may have been roused for the batch's item.
-                        self.rouse(1)
+                if self.room.count and self._is_callers_turn():
+                    taken = self._pop_caller(entry, now)
                 if taken is None:
                     taken = entry.take(worker)
                 if taken is None:
@@ -679,12 +675,12 @@ class Dispatch:
                 self._admit_callers()
             return job
 
-    def _pop_caller(self, batch: Batch | None, now: float) -> Job | None:
-        """Take the first job whose caller waits for room, if it may precede a batch."""
+    def _pop_caller(self, source: Source | None, now: float) -> Job | None:
+        """Take the first job whose caller waits for room, unless a source is first."""
         job = cast("Job | None", self.room.pop())
         if job is None:
             return None
-        if batch is not None and not self.line.may_precede(job, batch):
+        if source is not None and not self.line.may_precede(job, source):
             self.room.push_front(job)
             return None
         self._let_in(job)
@@ -692,13 +688,15 @@ class Dispatch:
         return job
 
     def _is_callers_turn(self) -> bool:
-        """Say whether one who waits for room is next, and no batch.
+        """Say whether one who waits for room is next, and no source in line.
 
-        Those that are let in take turns with batches in line. Where nobody is let
+        Those that are let in take turns with sources there. Where nobody is let
         in, as no job may wait or what waits may not run, they do so from here.
         """
-        self._batch_was_next = not self._batch_was_next
-        return not (self._batch_was_next or self.line.ready)
+        self._source_was_next = not self._source_was_next
+        if self._source_was_next or self.line.ready:
+            return False
+        return self._is_in_bound()
 
     def _next_gated(self, worker: Worker, now: float) -> Job | None:
         """Do what `next_job` does where a free worker is not all it takes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 import outcome
 import trio
-from trio.lowlevel import Abort, current_task, reschedule
+from trio.lowlevel import Abort, current_task, enable_ki_protection, reschedule
 
 from ._events import JobState, Out
 from ._records import draft_of
@@ -342,6 +342,7 @@ class Reply(Generic[Out]):
                 del error, traceback
         return job.value  # type: ignore[no-any-return]
 
+    @enable_ki_protection
     def cancel(self) -> bool:
         """Ask for the job's end; say whether it had not ended or been asked yet.
 

@@ -209,6 +209,7 @@ class _Handle:
         return self._supervisor.snapshots()
 
     @asynccontextmanager
+    @enable_ki_protection
     async def events(self, *, buffer: int = 1024) -> AsyncGenerator[EventStream, None]:
         """Open an async iterator over what happens from now on, as typed records.
 
@@ -247,6 +248,7 @@ class _Handle:
             ) from None
 
     @asynccontextmanager
+    @enable_ki_protection
     async def _lease(self, priority: int) -> AsyncGenerator[Lease, None]:
         check_priority(priority)
         lease = Lease(self._dispatch, priority)
@@ -587,6 +589,7 @@ class Pool(_Handle, Generic[In, Out]):
             job.terms = terms
 
     @asynccontextmanager
+    @enable_ki_protection
     async def lease(
         self, *, priority: int = 0
     ) -> AsyncGenerator[LeasedWorker[In, Out], None]:
@@ -841,6 +844,7 @@ class TaskPool(_Handle):
         )
 
     @asynccontextmanager
+    @enable_ki_protection
     async def lease(
         self, *, priority: int = 0
     ) -> AsyncGenerator[LeasedTaskWorker, None]:
@@ -928,6 +932,7 @@ class TaskPool(_Handle):
         )
 
 
+@enable_ki_protection
 async def _submit_all(submits: Iterable[Awaitable[Reply[Out]]]) -> list[Reply[Out]]:
     replies: list[Reply[Out]] = []
     try:

@@ -557,6 +557,7 @@ class Supervisor:
         if isinstance(dispatch.failure, PoolBroken):
             raise dispatch.broken(None)
 
+    @enable_ki_protection
     def close(self) -> Closing:
         """Take no more jobs; the first call decides from when fates are counted."""
         dispatch = self.dispatch
