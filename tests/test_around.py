@@ -427,6 +427,24 @@ async def test_current_job_tells_all_about_the_job(autojump_clock: MockClock) ->
         assert (job.timeout, job.deadline) == (1.5, 1.75)
 
 
+async def test_the_record_of_a_running_job_is_a_value_that_shows_no_insides() -> None:
+    async def look() -> CurrentJob:
+        return current_job()
+
+    async with open_pool(1, obey, name="press") as pool:
+        job, other = await pool.process(look), await pool.process(look)
+    assert repr(job) == (
+        f"CurrentJob(pool='press', id=1, input={look!r}, attempt=1, key=None, "
+        "priority=0, timeout=inf, deadline=inf, worker=0)"
+    )
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        job.priority = 3  # type: ignore[misc]
+    # Each is known by itself, and so whatever its input is.
+    assert len({job, other, attrs.evolve(job)}) == 3
+    fields = [field for field in attrs.fields(CurrentJob) if field.init]
+    assert all(field.kw_only for field in fields)
+
+
 async def test_each_item_of_a_map_has_an_id_of_its_own() -> None:
     async def look(item: int) -> int | str:
         return current_job().id

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -75,6 +77,22 @@ def test_a_bad_value_of_a_rate_is_named(
         Rate(**options)
     assert str(caught.value).startswith(f"{option} must be ")
     assert str(caught.value).endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Rate, ["jobs", "per", "burst"]),
+        (CircuitBreaker, ["failures", "window", "open_for", "probes", "on"]),
+    ],
+)
+def test_what_a_guard_remembers_is_no_option_and_is_not_shown(
+    kind: Any, options: list[str]
+) -> None:
+    assert list(inspect.signature(kind).parameters) == options
+    given = {} if kind is CircuitBreaker else {"jobs": 1}
+    shown = re.findall(r"(\w+)=", repr(kind(**given)))
+    assert shown == options
 
 
 def test_a_rate_of_less_than_one_job_in_all_time_is_refused() -> None:

@@ -19,6 +19,7 @@ import pytest
 import trio_pool
 import trio_pool.testing
 from trio_pool import (
+    CircuitStatistics,
     Drain,
     Event,
     EventsLost,
@@ -375,7 +376,9 @@ def test_each_hook_gets_the_kind_of_record_that_has_its_name() -> None:
     assert of_hooks == of_kinds
 
 
-@pytest.mark.parametrize("kind", [PoolStatistics, WorkerSnapshot, ShutdownReport])
+@pytest.mark.parametrize(
+    "kind", [PoolStatistics, WorkerSnapshot, ShutdownReport, CircuitStatistics]
+)
 def test_the_records_of_many_counts_are_made_by_name(kind: Any) -> None:
     assert all(field.kw_only for field in attrs.fields(kind))
 
