@@ -13,8 +13,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
+from linecache import getline
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +26,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_pool
-from trio_pool import Drain, JobCancelled, Pool, Retry, open_pool
+from trio_pool import (
+    Drain,
+    JobCancelled,
+    Pool,
+    Rate,
+    Restart,
+    Retry,
+    WorkerCrashed,
+    open_pool,
+)
 from trio_pool._worker import _is_ours
 from trio_pool.testing import settle
 
@@ -149,14 +160,21 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+# Where Python looks for no signal, as at the end of a block, but may be traced.
+DEAF = re.compile(r"\s*((async )?with\b|try:)")
+
+
 class Interruption:
-    """Sends Ctrl-C as a task is about to run its ``number``-th line of the pool."""
+    """Sends Ctrl-C before the ``number``-th line of the pool that the task runs.
+
+    Or, if they are what it is ``for_others``, before that of all other tasks.
+    """
 
     house = str(Path(trio_pool.__file__).parent)
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, for_others: bool = False) -> None:
         self.left = number
-        self.task: trio.lowlevel.Task | None = None
+        self.for_others = for_others
         # What measures coverage.
         self.before = sys.gettrace()
 
@@ -172,16 +190,28 @@ class Interruption:
         return self.left <= 0
 
     def look(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(self.house):
+        house = frame.f_code.co_filename
+        if not house.startswith(self.house):
             return None
-        if event == "line":
+        if event == "line" and not DEAF.match(getline(house, frame.f_lineno)):
             # Between tasks there is none.
             with suppress(RuntimeError):
-                self.left -= trio.lowlevel.current_task() is self.task
+                is_own = trio.lowlevel.current_task() is self.task
+                self.left -= is_own is not self.for_others
             if not self.left:
                 sys.settrace(None)
                 signal.raise_signal(signal.SIGINT)
         return self.look
+
+
+def lines(all_to: int, step: int) -> Iterator[int]:
+    """Number all lines up to one, and some of those after it; or really all."""
+    yield from range(1, all_to)
+    yield from itertools.count(all_to, 1 if STRESS else step)
+
+
+async def quit_at_once() -> None:
+    raise SystemExit
 
 
 async def obey(job: Any) -> Any:
@@ -303,7 +333,8 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
 ) -> None:
     """No worker is lost, nothing is left in line, and the books are balanced.
 
-    It takes a second, as it lands in every fourth line that the call runs.
+    It takes a second: it lands in each of the first hundred lines that the call
+    runs, and in every fifth of the others.
     """
 
     async def main() -> None:
@@ -331,12 +362,61 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
                 await pool.map([meet, meet])
             await pool.join()
 
-    for number in itertools.count(1, 1 if STRESS else 4):
+    for number in lines(100, 5):
         interruption = Interruption(number)
         trio.run(main, clock=MockClock(autojump_threshold=0))
         if not interruption.has_come:
             break
     assert number > 50
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_ctrl_c_in_a_line_of_a_pools_own_tasks_is_all_that_is_heard(
+    ctrl_c: None, caplog: pytest.LogCaptureFixture, guarded: bool
+) -> None:
+    options: dict[str, Any] = {"restart": Restart(backoff=lambda _: 0.5)}
+    if guarded:
+        options["rate"] = Rate(1000.0, burst=5)
+        options["limiter"] = trio.CapacityLimiter(2)
+
+    @asynccontextmanager
+    async def member() -> AsyncIterator[Callable[[Any], Awaitable[Any]]]:
+        await trio.lowlevel.checkpoint()
+        counts["set up"] += 1
+        try:
+            yield obey
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            counts["cleaned up"] += 1
+
+    async def main() -> None:
+        with interruption:
+            async with open_pool(2, worker=member, **options) as pool:
+                await pool.process(1)
+                await pool.map([2, trio.lowlevel.checkpoint, 3])
+                with suppress(WorkerCrashed):
+                    await pool.process(quit_at_once)
+                pool.submit_nowait(4, timeout=5.0)
+                await pool.resize(1)
+                await pool.join()
+
+    for number in lines(1, 17):
+        counts = Counter[str]()
+        caplog.clear()
+        interruption = Interruption(number, for_others=True)
+        try:
+            trio.run(main, clock=MockClock(autojump_threshold=0))
+        except KeyboardInterrupt:
+            assert interruption.has_come
+        else:
+            assert not interruption.has_come
+        assert counts["set up"] == counts["cleaned up"]
+        crashes = [record.getMessage() for record in caplog.records]
+        assert len(crashes) <= 1
+        if not interruption.has_come:
+            break
+    assert number > 100
 
 
 def test_who_catches_ctrl_c_in_a_call_has_a_drain_that_has_lost_nothing(

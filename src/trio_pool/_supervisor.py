@@ -175,9 +175,10 @@ class Supervisor:
         was_ready = worker.state is not WorkerState.STARTING
         self._started -= was_ready
         blamed = _blame(trouble, dispatch.stopping)
+        interrupt = _interrupt_in(crash) or _interrupt_in(blamed)
         if crash is None:
             crash = blamed
-        elif blamed is not None and not _is_echo(blamed):
+        elif blamed is not None and interrupt is None and not _is_echo(blamed):
             log.error(
                 "worker %d of pool %r failed to clean up after its crash",
                 worker.id,
@@ -194,7 +195,6 @@ class Supervisor:
                 self._tell_worker("on_worker_stop", worker, None)
         else:
             worker.last_error = crash
-        interrupt = _interrupt_in(crash)
         if crash is not None and interrupt is None:
             log.error(
                 "worker %d of pool %r crashed",
