@@ -6,6 +6,7 @@ The processes are those of `interrupted.py`. By default there are 15 of them; wi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from trio_pool import (
     Drain,
     JobCancelled,
     Pool,
+    PoolError,
     Rate,
     Restart,
     Retry,
@@ -355,6 +357,9 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
                     await call(pool)
                 # Where it was held back, it comes here.
                 await wait_all_tasks_blocked()
+            for _ in range(2):
+                await wait_all_tasks_blocked()
+            assert pool.size == len(pool.workers())
             with trio.fail_after(1.5):
                 await settle(pool)
             assert pool.size == len(pool.workers())
@@ -368,6 +373,52 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
         if not interruption.has_come:
             break
     assert number > 50
+
+
+@pytest.mark.parametrize("way", ["shutdown", "cancel"])
+def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
+    ctrl_c: None, way: str
+) -> None:
+    async def main() -> None:
+        heard: list[str] = []
+
+        async def call() -> None:
+            try:
+                await pool.process(functools.partial(trio.sleep, 1))
+            except PoolError as error:
+                heard.append(type(error).__name__)
+            else:
+                heard.append("done")
+
+        async def end() -> None:
+            if way == "shutdown":
+                await pool.shutdown()
+            else:
+                pool.cancel()
+
+        with trio.fail_after(5):
+            async with (
+                open_pool(1, obey, max_backlog=1) as pool,
+                trio.open_nursery() as nursery,
+            ):
+                for _ in range(3):
+                    nursery.start_soon(call)
+                    await wait_all_tasks_blocked()
+                with suppress(KeyboardInterrupt):
+                    with interruption:
+                        await end()
+                    await wait_all_tasks_blocked()
+                await end()
+        # The third has waited for room all the time, and was never let in.
+        ends = {"shutdown": ["done", "done"], "cancel": ["JobCancelled"] * 2}
+        assert sorted(heard) == sorted([*ends[way], "PoolClosed"])
+
+    for number in itertools.count(1):
+        interruption = Interruption(number)
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+        if not interruption.has_come:
+            break
+    assert number > 30
 
 
 @pytest.mark.parametrize("guarded", [False, True])
