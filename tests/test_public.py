@@ -301,6 +301,8 @@ def test_options_default_to_what_leaves_jobs_alone(kind: type) -> None:
         for option in inspect.signature(method).parameters.values():
             if option.default is not inspect.Parameter.empty:
                 found.setdefault(option.name, set()).add(option.default)
+                is_keyword = option.kind is inspect.Parameter.KEYWORD_ONLY
+                assert is_keyword or option.name == "grace"
     assert found == {option: {DEFAULTS[option]} for option in found}
     assert "timeout" in found
 
