@@ -339,20 +339,6 @@ async def test_a_job_may_resize_its_pool_but_to_fewer_workers() -> None:
         assert pool.size == 3
 
 
-async def test_a_job_may_not_wait_for_the_end_of_its_pool(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async def shut_down() -> None:
-        with trio.fail_after(5):
-            await pool.shutdown()
-
-    async with open_pool(1, obey) as pool:
-        with pytest.raises(WouldDeadlock, match="shutdown"):
-            await pool.process(shut_down)
-        assert not pool.closed
-        assert await pool.process(1) == 1
-
-
 async def test_a_cancelled_resize_keeps_the_target() -> None:
     async with open_pool(2, obey) as pool:
         go = trio.Event()

@@ -452,7 +452,7 @@ def test_ctrl_c_in_a_line_of_a_pools_own_tasks_is_all_that_is_heard(
                 await pool.resize(1)
                 await pool.join()
 
-    for number in lines(1, 17):
+    for number in lines(1, 5):
         counts = Counter[str]()
         caplog.clear()
         interruption = Interruption(number, for_others=True)
