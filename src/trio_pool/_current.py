@@ -6,7 +6,7 @@ from typing import Any, final
 
 import attrs
 import trio
-from trio.lowlevel import RunVar, Task, current_task, enable_ki_protection
+from trio.lowlevel import RunVar, Task, current_task
 
 from ._records import draft_of
 
@@ -87,7 +87,6 @@ class CurrentJob:
     _actor: Any = attrs.field(repr=False, alias="actor")
     _number: int = attrs.field(repr=False, alias="number")
 
-    @enable_ki_protection
     def cancel(self) -> bool:
         """Cancel this job; say whether it was running and not cancelled yet.
 

@@ -589,7 +589,6 @@ class Pool(_Handle, Generic[In, Out]):
             job.terms = terms
 
     @asynccontextmanager
-    @enable_ki_protection
     async def lease(
         self, *, priority: int = 0
     ) -> AsyncGenerator[LeasedWorker[In, Out], None]:
@@ -844,7 +843,6 @@ class TaskPool(_Handle):
         )
 
     @asynccontextmanager
-    @enable_ki_protection
     async def lease(
         self, *, priority: int = 0
     ) -> AsyncGenerator[LeasedTaskWorker, None]:

@@ -88,6 +88,14 @@ class Mutant:
         return (self.line, *(getattr(self, field) for field in KEY))
 
 
+def _is_program(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
+
+
 class Module:
     """The source of one module, and what is where in it."""
 
@@ -204,7 +212,7 @@ class Module:
             was = self.lines[line - 1].strip()
             if name == "RemoveDecorator":
                 becomes = ""
-            if source == self.source:
+            if source == self.source or not _is_program(source):
                 total -= 1
                 continue
             mutant = Mutant(
