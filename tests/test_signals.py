@@ -6,6 +6,7 @@ The processes are those of `interrupted.py`. By default there are 15 of them; wi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -169,14 +170,17 @@ DEAF = re.compile(r"\s*((async )?with\b|try:)")
 class Interruption:
     """Sends Ctrl-C before the ``number``-th line of the pool that the task runs.
 
-    Or, if they are what it is ``for_others``, before that of all other tasks.
+    A line of what stands between a block and the pool is one too. Or, if they are
+    what it is ``for_others``, before that line of the pool that all others run.
     """
 
-    house = str(Path(trio_pool.__file__).parent)
+    houses: tuple[str, ...] = (str(Path(trio_pool.__file__).parent),)
 
     def __init__(self, number: int, for_others: bool = False) -> None:
         self.left = number
         self.for_others = for_others
+        if not for_others:
+            self.houses += (contextlib.__file__,)
         # What measures coverage.
         self.before = sys.gettrace()
 
@@ -192,10 +196,10 @@ class Interruption:
         return self.left <= 0
 
     def look(self, frame: FrameType, event: str, _: object) -> Any:
-        house = frame.f_code.co_filename
-        if not house.startswith(self.house):
+        path = frame.f_code.co_filename
+        if not path.startswith(self.houses):
             return None
-        if event == "line" and not DEAF.match(getline(house, frame.f_lineno)):
+        if event == "line" and not DEAF.match(getline(path, frame.f_lineno)):
             # Between tasks there is none.
             with suppress(RuntimeError):
                 is_own = trio.lowlevel.current_task() is self.task
@@ -421,10 +425,12 @@ def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
     assert number > 30
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("guarded", [False, True])
-def test_ctrl_c_in_a_line_of_a_pools_own_tasks_is_all_that_is_heard(
-    ctrl_c: None, caplog: pytest.LogCaptureFixture, guarded: bool
+def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
+    ctrl_c: None, caplog: pytest.LogCaptureFixture, guarded: bool, own: bool
 ) -> None:
+    """It lands in the task of the block, or in the pool's own tasks."""
     options: dict[str, Any] = {"restart": Restart(backoff=lambda _: 0.5)}
     if guarded:
         options["rate"] = Rate(1000.0, burst=5)
@@ -455,7 +461,7 @@ def test_ctrl_c_in_a_line_of_a_pools_own_tasks_is_all_that_is_heard(
     for number in lines(1, 5):
         counts = Counter[str]()
         caplog.clear()
-        interruption = Interruption(number, for_others=True)
+        interruption = Interruption(number, for_others=own)
         try:
             trio.run(main, clock=MockClock(autojump_threshold=0))
         except KeyboardInterrupt:

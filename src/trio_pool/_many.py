@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import asynccontextmanager
 from contextvars import copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, final
@@ -35,7 +34,7 @@ from ._checks import check_source, note
 from ._errors import JobCancelled, PoolBroken
 from ._events import UNHEARD, JobState, Settled
 from ._job import DraftValue, outcome_of, raise_caught
-from ._nursery import open_bare_nursery
+from ._nursery import open_bare_nursery, whole_block
 from ._records import draft_of
 from ._trio import WAKE
 from .streams import Stream
@@ -431,8 +430,7 @@ class _Window:
         self.values.clear()
 
 
-@asynccontextmanager
-@enable_ki_protection
+@whole_block
 async def open_stream(
     dispatch: Dispatch,
     items: Any,

@@ -1,14 +1,56 @@
-"""A nursery around somebody else's block, whose error leaves it bare."""
+"""What is put around somebody else's block: a nursery, and care for Ctrl-C."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@final
+class _Whole(AbstractAsyncContextManager[T]):
+    """Enters and leaves a context manager, with Ctrl-C before it or after it."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self._manager = manager
+
+    @enable_ki_protection
+    async def __aenter__(self) -> T:
+        return await self._manager.__aenter__()
+
+    @enable_ki_protection
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        try:
+            return await self._manager.__aexit__(*exc_info)
+        finally:
+            # An error that is raised here has this frame in its traceback.
+            del exc_info
+
+
+def whole_block(
+    generate: Callable[P, AsyncGenerator[T, None]],
+) -> Callable[P, AbstractAsyncContextManager[T]]:
+    """Make an async context manager of a generator, as `asynccontextmanager` does.
+
+    Ctrl-C is heard in the block, or where the generator waits. Else it could land
+    on the way to a generator, which then would never hear that its block has ended.
+    """
+    make = asynccontextmanager(enable_ki_protection(generate))
+
+    @wraps(generate)
+    def opened(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
+        return _Whole(make(*args, **kwargs))
+
+    return opened
 
 
 @asynccontextmanager

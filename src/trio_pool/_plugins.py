@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from trio.lowlevel import disable_ki_protection
 
 from ._config import PoolConfig, plugin_name
 from ._events import log
@@ -22,10 +23,12 @@ class _Plugin:
         self._plugin = plugin
         self._name = name
 
+    @disable_ki_protection
     async def __aenter__(self) -> Any:
         given = await self._plugin.__aenter__()
         return self._plugin if given is None else given
 
+    @disable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,

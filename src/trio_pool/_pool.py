@@ -61,7 +61,7 @@ from ._events import (
 from ._job import Job, Reply, Terms, new_job, new_reply, raise_caught
 from ._lease import Lease, LeasedTaskWorker, LeasedWorker
 from ._many import map_items, open_stream, settle_items
-from ._nursery import open_bare_nursery
+from ._nursery import open_bare_nursery, whole_block
 from ._plugins import open_plugins
 from ._policy import Retry
 from ._supervisor import Supervisor
@@ -208,8 +208,7 @@ class _Handle:
         """Picture every worker; legal from any thread."""
         return self._supervisor.snapshots()
 
-    @asynccontextmanager
-    @enable_ki_protection
+    @whole_block
     async def events(self, *, buffer: int = 1024) -> AsyncGenerator[EventStream, None]:
         """Open an async iterator over what happens from now on, as typed records.
 
@@ -248,7 +247,6 @@ class _Handle:
             ) from None
 
     @asynccontextmanager
-    @enable_ki_protection
     async def _lease(self, priority: int) -> AsyncGenerator[Lease, None]:
         check_priority(priority)
         lease = Lease(self._dispatch, priority)
@@ -588,7 +586,7 @@ class Pool(_Handle, Generic[In, Out]):
             terms.key = key
             job.terms = terms
 
-    @asynccontextmanager
+    @whole_block
     async def lease(
         self, *, priority: int = 0
     ) -> AsyncGenerator[LeasedWorker[In, Out], None]:
@@ -842,7 +840,7 @@ class TaskPool(_Handle):
             )
         )
 
-    @asynccontextmanager
+    @whole_block
     async def lease(
         self, *, priority: int = 0
     ) -> AsyncGenerator[LeasedTaskWorker, None]:
@@ -1084,7 +1082,7 @@ def _check_factory(worker: Any) -> None:
         pass
 
 
-@asynccontextmanager
+@whole_block
 async def _run_pool(
     config: PoolConfig, factory: Factory, kind: type[Pool[Any, Any] | TaskPool]
 ) -> AsyncGenerator[Any, None]:
