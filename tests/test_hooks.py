@@ -766,6 +766,12 @@ async def test_ctrl_c_lands_in_no_hook_but_in_everything_else_of_the_user(
         note("factory")
         return Member()
 
+    @asynccontextmanager
+    async def plugin() -> AsyncGenerator[None, None]:
+        note("plugin's start")
+        yield
+        note("plugin's stop")
+
     async def pass_on(job: Any, call_next: Any) -> Any:
         note("middleware")
         return await call_next()
@@ -785,9 +791,10 @@ async def test_ctrl_c_lands_in_no_hook_but_in_everything_else_of_the_user(
             with trio.move_on_after(2), pytest.raises(JobTimeout):
                 await pool.process(trio.sleep_forever, timeout=timeout)
         await pool.resize(0)
-    async with open_pool(1, obey, **options) as pool:
+    async with open_pool(1, obey, plugins=[plugin()], **options) as pool:
         await pool.map(range(3))
     theirs = {"factory", "setup", "ready", "middleware", "handler", "cleanup"}
+    theirs |= {"plugin's start", "plugin's stop"}
     assert protected == {name: {True} for name in names} | {
         name: {False} for name in theirs
     }

@@ -18,22 +18,17 @@ T = TypeVar("T")
 
 @final
 class _Whole(AbstractAsyncContextManager[T]):
-    """Enters and leaves a context manager, with Ctrl-C before it or after it."""
+    """Leaves a context manager, with Ctrl-C before it or after it."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self._manager = manager
 
-    @enable_ki_protection
     async def __aenter__(self) -> T:
         return await self._manager.__aenter__()
 
     @enable_ki_protection
     async def __aexit__(self, *exc_info: Any) -> bool | None:
-        try:
-            return await self._manager.__aexit__(*exc_info)
-        finally:
-            # An error that is raised here has this frame in its traceback.
-            del exc_info
+        return await self._manager.__aexit__(*exc_info)
 
 
 def whole_block(
