@@ -393,19 +393,25 @@ async def test_a_queued_process_hears_that_it_was_refused(autojump_clock):
     assert kinds.count(CircuitOpen) == 9
 
 
+async def outwait_open_circuit(pool, other, breaker, job):
+    """Have a job wait while the circuit opens and closes again; return its reply."""
+    pool.submit_nowait(5.0)
+    waiting = pool.submit_nowait(job)
+    await trio.sleep(0.5)
+    await break_circuit(other, breaker)
+    await trio.sleep(1.0)
+    assert await other.process(1) == 1
+    assert breaker.state == "closed"
+    return waiting
+
+
 async def test_queued_jobs_start_if_it_has_closed_again_meanwhile(autojump_clock):
     breaker = CircuitBreaker(1, open_for=1.0)
     async with (
         open_pool(1, obey, breaker=breaker) as pool,
         open_pool(1, obey, breaker=breaker) as other,
     ):
-        pool.submit_nowait(5.0)
-        waiting = pool.submit_nowait("waiting")
-        await trio.sleep(0.5)
-        await break_circuit(other, breaker)
-        await trio.sleep(1.0)
-        assert await other.process(1) == 1
-        assert breaker.state == "closed"
+        waiting = await outwait_open_circuit(pool, other, breaker, "waiting")
         assert await waiting.wait() == "waiting"
 
 
@@ -419,13 +425,7 @@ async def test_a_job_that_outwaits_an_open_circuit_counts_when_it_fails(
         open_pool(1, obey, breaker=breaker, unobserved="ignore", **options) as pool,
         open_pool(1, obey, breaker=breaker) as other,
     ):
-        pool.submit_nowait(5.0)
-        waiting = pool.submit_nowait("fail")
-        await trio.sleep(0.5)
-        await break_circuit(other, breaker)
-        await trio.sleep(1.0)
-        assert await other.process(1) == 1
-        assert breaker.state == "closed"
+        waiting = await outwait_open_circuit(pool, other, breaker, "fail")
         with pytest.raises(OSError, match="failed"):
             await waiting.wait()
         assert breaker.state == "open"

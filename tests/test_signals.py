@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from linecache import getline
 from pathlib import Path
@@ -216,6 +216,18 @@ def lines(all_to: int, step: int) -> Iterator[int]:
     yield from itertools.count(all_to, 1 if STRESS else step)
 
 
+def interruptions(
+    numbers: Iterable[int], at_least: int, for_others: bool = False
+) -> Iterator[Interruption]:
+    """Give one for each of these lines, up to the first that no line is left for."""
+    for number in numbers:
+        interruption = Interruption(number, for_others)
+        yield interruption
+        if not interruption.has_come:
+            assert number > at_least
+            return
+
+
 async def quit_at_once() -> None:
     raise SystemExit
 
@@ -343,7 +355,7 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
     runs, and in every fifth of the others.
     """
 
-    async def main() -> None:
+    async def main(interruption: Interruption) -> None:
         meeting = 0
         both = trio.Event()
 
@@ -371,19 +383,15 @@ def test_who_catches_ctrl_c_in_a_call_has_a_pool_that_goes_on(
                 await pool.map([meet, meet])
             await pool.join()
 
-    for number in lines(100, 5):
-        interruption = Interruption(number)
-        trio.run(main, clock=MockClock(autojump_threshold=0))
-        if not interruption.has_come:
-            break
-    assert number > 50
+    for interruption in interruptions(lines(100, 5), at_least=50):
+        trio.run(main, interruption, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize("way", ["shutdown", "cancel"])
 def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
     ctrl_c: None, way: str
 ) -> None:
-    async def main() -> None:
+    async def main(interruption: Interruption) -> None:
         heard: list[str] = []
 
         async def call() -> None:
@@ -417,12 +425,8 @@ def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
         ends = {"shutdown": ["done", "done"], "cancel": ["JobCancelled"] * 2}
         assert sorted(heard) == sorted([*ends[way], "PoolClosed"])
 
-    for number in itertools.count(1):
-        interruption = Interruption(number)
-        trio.run(main, clock=MockClock(autojump_threshold=0))
-        if not interruption.has_come:
-            break
-    assert number > 30
+    for interruption in interruptions(itertools.count(1), at_least=30):
+        trio.run(main, interruption, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -447,7 +451,7 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
                 await trio.lowlevel.checkpoint()
             counts["cleaned up"] += 1
 
-    async def main() -> None:
+    async def main(interruption: Interruption) -> None:
         with interruption:
             async with open_pool(2, worker=member, **options) as pool:
                 await pool.process(1)
@@ -458,12 +462,11 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
                 await pool.resize(1)
                 await pool.join()
 
-    for number in lines(60, 5):
+    for interruption in interruptions(lines(60, 5), at_least=100, for_others=own):
         counts = Counter[str]()
         caplog.clear()
-        interruption = Interruption(number, for_others=own)
         try:
-            trio.run(main, clock=MockClock(autojump_threshold=0))
+            trio.run(main, interruption, clock=MockClock(autojump_threshold=0))
         except KeyboardInterrupt:
             assert interruption.has_come
         else:
@@ -471,15 +474,12 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
         assert counts["set up"] == counts["cleaned up"]
         crashes = [record.getMessage() for record in caplog.records]
         assert len(crashes) <= 1
-        if not interruption.has_come:
-            break
-    assert number > 100
 
 
 def test_who_catches_ctrl_c_in_a_call_has_a_drain_that_has_lost_nothing(
     ctrl_c: None,
 ) -> None:
-    async def main() -> None:
+    async def main(interruption: Interruption) -> None:
         drain = Drain[int]()
         values: list[int] = []
 
@@ -508,12 +508,8 @@ def test_who_catches_ctrl_c_in_a_call_has_a_drain_that_has_lost_nothing(
             drain.close()
         assert len(values) == drain.total
 
-    for number in itertools.count(1):
-        interruption = Interruption(number)
-        trio.run(main, clock=MockClock(autojump_threshold=0))
-        if not interruption.has_come:
-            break
-    assert number > 20
+    for interruption in interruptions(itertools.count(1), at_least=20):
+        trio.run(main, interruption, clock=MockClock(autojump_threshold=0))
 
 
 # What was wrong with it once.
