@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from itertools import repeat
 from operator import length_hint
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
 
 import trio
@@ -19,6 +20,7 @@ from trio.lowlevel import (
     reschedule,
 )
 
+from ._chunks import ChunkSize
 from ._events import JobState
 from ._job import Job, Terms, new_job, new_terms
 from ._trio import WAKE
@@ -62,6 +64,9 @@ class Sink(Protocol):
     def ended(self) -> None:
         """The source has run out and every item has ended."""
 
+    def widen(self, chunk: int) -> None:
+        """Calls carry so many items from now on."""
+
 
 @disable_ki_protection
 def _advance(iterator: Iterator[Any]) -> Any:
@@ -79,6 +84,9 @@ TURN = 0.0006
 scheduler, all together. Another task may have to wait for two of them: it is
 the first of its turn, and then the last."""
 
+# Seconds for which items are pulled for one call, lest nothing else runs meanwhile.
+_PULLING = 0.002
+
 # Iterators that run nobody's code need no place for Ctrl-C to land.
 _PLAIN = frozenset(map(type, map(iter, ([], (), range(0), {}, set(), "", b""))))
 
@@ -93,12 +101,14 @@ class Batch:
     """
 
     __slots__ = (
+        "_again",
         "_feeding",
         "_items",
         "_queue",
         "_raise_cancel",
         "_spent",
         "_turn",
+        "chunk",
         "context",
         "cut",
         "dispatch",
@@ -137,7 +147,15 @@ class Batch:
         stop_at: float = math.inf,
         fn: Callable[..., Any] | None = None,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> None:
+        if not dispatch.takes_many:
+            chunk = 1
+        elif chunk is None and (timeout < math.inf or retry or dispatch.config.retry):
+            # By default no item has to answer for what another takes, and as many
+            # wait to be tried again as there are workers.
+            chunk = 1
+        self.chunk = ChunkSize(chunk)
         self.dispatch = dispatch
         self.context = context
         self.timeout = timeout
@@ -182,6 +200,8 @@ class Batch:
         self._turn: set[Worker] = set()
         self._spent = False
         self._queue: deque[Any] = deque()
+        self._again: deque[tuple[int, Any]] = deque()
+        """Items that were taken, by a worker that was lost before it began."""
         self.feeder: Task | None = None
         self._feeding: trio.CancelScope | None = None
         self.owner: Task | None = None
@@ -253,6 +273,8 @@ class Batch:
 
     def take(self, worker: Worker) -> Job | None:
         """Pull the next item into the worker's record; None if there is none."""
+        if self._again:
+            return self._take_again(worker)
         if self.source is None:
             index, item = self.taken, self._queue.popleft()
             if self.feeder is not None:
@@ -276,7 +298,7 @@ class Batch:
         else:
             job.attempts = 0
             if job.terms is not job.dispatch.plain_terms:
-                job.terms = self._terms()
+                job.terms = self.terms()
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = index
         job.name()
@@ -287,16 +309,83 @@ class Batch:
             self.hungry = False
         return job
 
+    def _take_again(self, worker: Worker) -> Job:
+        job = worker.ticket = self._ticket()
+        job.index, job.input = self._again.popleft()
+        job.name()
+        self.live += 1
+        if not self._has_more():
+            self.hungry = False
+        return job
+
+    def _has_more(self) -> bool:
+        return bool(self._again) or (
+            self.last + 1 < self.stop_at
+            and (self.source is not None or bool(self._queue))
+        )
+
+    def give_back(self, jobs: list[Job]) -> None:
+        """Let other workers take items that never started, in the order of the input.
+
+        They have been in no books, and are in none again.
+        """
+        self.live -= len(jobs)
+        if not self.stopped:
+            self._again.extendleft((job.index, job.input) for job in reversed(jobs))
+            self.look()
+
+    def chunk_size(self) -> int:
+        """Say how many items the next call may carry, with the one at hand."""
+        chunk = self.chunk
+        if chunk.size > 1 and chunk.is_measured and self._items is not None:
+            # All are to have some of the last ones.
+            rest = length_hint(self._items) // max(1, 2 * self.dispatch.wanted)
+            return min(chunk.size, rest + 1)
+        return chunk.size
+
+    def learn(self, items: int, call: float, run: float) -> None:
+        """Learn what a call for so many items took, in seconds."""
+        size = self.chunk.size
+        self.chunk.learn(items, call, run)
+        if self.chunk.size != size:
+            self.sink.widen(self.chunk.size)
+
+    def take_more(self, worker: Worker, most: int) -> list[Job]:
+        """Pull further items for a call; they are in no books until it has ended."""
+        jobs: list[Job] = []
+        until = perf_counter() + _PULLING
+        kept = worker.ticket
+        while len(jobs) < most and self._has_more():
+            worker.ticket = None
+            job = self.take(worker)
+            if job is None:
+                break
+            jobs.append(job)
+            if perf_counter() > until:
+                break
+        worker.ticket = kept
+        return jobs
+
+    def twin_of(self, job: Job) -> Job:
+        """Make a record that stands for the same item, with the same fate."""
+        twin = self._ticket()
+        twin.state, twin.worker, twin.attempts = job.state, job.worker, job.attempts
+        twin.input, twin.index, twin.id = job.input, job.index, job.id
+        twin.named, twin.terms = job.named, job.terms
+        twin.started_at = job.started_at
+        return twin
+
     def _ticket(self) -> Job:
         job = new_job(self.dispatch, 0, None, self.context, self.timeout)
         job.priority = self.priority
         job.batch = self
         job.named = -1
         job.permit = None
-        job.terms = self._terms()
+        job.terms = self.terms()
         return job
 
-    def _terms(self) -> Terms:
+    def terms(self) -> Terms:
+        """Return the terms of an item."""
         if self.retry is None:
             return self.dispatch.plain_terms
         return new_terms(self.retry)
@@ -309,8 +398,8 @@ class Batch:
     def keep(self, job: Job) -> None:
         """Let no other item have the record of this one."""
         worker = job.worker
-        assert worker is not None
-        if worker.ticket is job:
+        # One whose worker was lost has none.
+        if worker is not None and worker.ticket is job:
             worker.ticket = None
 
     def answer(self, job: Job) -> None:
@@ -328,7 +417,7 @@ class Batch:
         else:
             job.input = job.value = None
             job.forget_error()
-        if not self.live:
+        if not self.live and not self._again:
             if self.exhausted:
                 self._end()
             elif self._items is not None and not length_hint(self._items):
@@ -337,21 +426,19 @@ class Batch:
 
     def look(self) -> None:
         """Get in line if there is something to pull."""
-        if (
-            not self.hungry
-            and not self.exhausted
-            and self.taken < self.stop_at
-            and (self.source is not None or self._queue)
-        ):
+        if not self.hungry and self._has_more():
             self.hungry = True
             self.dispatch.offer(self)
 
     def _run_out(self) -> None:
         self.exhausted = True
-        self.hungry = False
         self._queue.clear()
         self.source = self._items = None
-        if not self.live:
+        if self.stopped:
+            self._again.clear()
+        if not self._again:
+            self.hungry = False
+        if self.is_over():
             self._end()
         if self.dispatch.listeners:
             self.dispatch.hear_end()
@@ -368,7 +455,7 @@ class Batch:
             self.pool_error = pool_error
         if not self.stopped:
             self.stopped = True
-            self.cut = not self.exhausted
+            self.cut = not self.exhausted or bool(self._again)
             if self._feeding is not None:
                 self._feeding.cancel(reason="a batch of trio_pool was called off")
             self._run_out()
@@ -376,7 +463,11 @@ class Batch:
 
     def is_stuck(self, task: Task) -> bool:
         """Say whether no worker has an item of it, and one would be needed."""
-        return not self.live and not self.exhausted
+        return not self.live and not self.is_over()
+
+    def is_over(self) -> bool:
+        """Say whether the source has run out and every item has ended."""
+        return self.exhausted and not self.live and not self._again
 
     def move_on(self) -> None:
         """Let items be taken up to a ``stop_at`` that has been moved."""
@@ -414,7 +505,7 @@ class Batch:
                     await iterator.aclose()
 
     async def _wait_for_need(self) -> None:
-        width = max(1, self.dispatch.wanted)
+        width = max(1, self.dispatch.wanted) * self.chunk.size
         while not self.exhausted and (
             len(self._queue) >= width or self.taken + len(self._queue) >= self.stop_at
         ):
@@ -438,7 +529,7 @@ class Batch:
         Cancelled, it calls off the rest and returns by the cancellation when
         all handlers have ended; unless they all finished all the same.
         """
-        if self.exhausted and not self.live:
+        if self.is_over():
             await checkpoint()
             return
         self.owner = current_task()

@@ -156,6 +156,7 @@ class Dispatch:
         "starts",
         "stopped_at",
         "stopping",
+        "takes_many",
         "tells_complete",
         "thread",
         "timer",
@@ -255,6 +256,8 @@ class Dispatch:
         self.gated = self._usual_gate
         """What more than a free worker is wanting for a job to start; each
         worker has a copy of it."""
+        self.takes_many = False
+        """Whether a worker has been seen that takes several items in a call."""
         self._choose = config.choose
         self._keys = Keys()
         self._starved: list[Source | None] = []
@@ -1195,15 +1198,41 @@ class Dispatch:
             else:
                 self.end(job, JobState.LOST)
         else:
-            # It stays admitted; a token that its start had taken is given back.
-            self._take_from_worker(job, _QUEUED)
-            job.worker = None
-            job.state = _QUEUED
-            if job.queued_at < 0.0:
-                job.queued_at = self.stamp()
-            self.change += 1
-            # Another worker is roused for it as this one leaves.
-            self.line.push_front(job)
+            self._put_back(job)
+
+    def take_back_start(self, job: Job, cause: BaseException) -> None:
+        """Have a job wait again whose worker was lost before it really started."""
+        job.attempts -= 1
+        terms = job.own_terms()
+        if self.stopping or self._is_desolate():
+            self.end_stopped(job)
+        elif self._may_try_again(job) and not terms.leased:
+            terms.overdue = False
+            terms.put_back = True
+            if job.batch is not None:
+                # It is admitted anew as it starts.
+                self._give_back_permit(job)
+                job.batch.put_off(job)
+            self._put_back(job)
+        elif terms.leased and not terms.cancel_asked and terms.raise_cancel is None:
+            job.error = WorkerCrashed(job.name(), job.attempts > 0, job.attempts, None)
+            job.error.__cause__ = cause
+            self.end(job, JobState.LOST)
+        else:
+            if terms.raise_cancel is None:
+                job.error = self.cancelled(job)
+            self.end(job, JobState.CANCELLED)
+
+    def _put_back(self, job: Job) -> None:
+        # It stays admitted; a token that its start had taken is given back.
+        self._take_from_worker(job, _QUEUED)
+        job.worker = None
+        job.state = _QUEUED
+        if job.batch is not None or job.queued_at < 0.0:
+            job.queued_at = self.stamp()
+        self.change += 1
+        # Another worker is roused for it as this one leaves.
+        self.line.push_front(job)
 
     def refuse_waiting(self) -> None:
         """Let nobody in who waits for room; `end_more` tells those beyond the first."""

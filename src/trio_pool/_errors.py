@@ -204,5 +204,21 @@ class WorkerCrashed(JobError):
     _what = "lost its worker"
 
 
+@final
+class WorkerGone(BaseException):
+    """What a handler raises to say that its worker is lost, by its ``__cause__``.
+
+    No error of the job's, so whoever handles those lets it pass. A job that had
+    ``started`` is lost with the worker; another waits for the next one. It is a
+    crash of the worker, unless it is ``planned`` to be replaced: where several
+    are lost by one cause, that is one crash.
+    """
+
+    def __init__(self, started: bool, planned: bool = False) -> None:
+        super().__init__(started, planned)
+        self.started = started
+        self.planned = planned
+
+
 def _fate(started: bool) -> str:
     return "had started" if started else "had not started"

@@ -60,6 +60,10 @@ class Terms:
     """The borrower in whose name the shared limiter has lent a token."""
     before = 0
     """Attempts that are over."""
+    items = 1
+    """With how many items of a batch it shares a call, and so its time."""
+    put_back = False
+    """Its worker was lost before it had started."""
     cancel_asked = False
     overdue = False
     leased = False

@@ -102,6 +102,9 @@ class _Values:
     def ended(self) -> None:
         pass
 
+    def widen(self, chunk: int) -> None:
+        pass
+
 
 @final
 class _Settleds:
@@ -132,6 +135,9 @@ class _Settleds:
     def ended(self) -> None:
         pass
 
+    def widen(self, chunk: int) -> None:
+        pass
+
     async def results(self) -> list[Any]:
         """Make the record of each item; other tasks get their turns meanwhile."""
         results: list[Any] = []
@@ -151,11 +157,15 @@ async def map_items(
     timeout: float,
     priority: int,
     retry: Retry | None,
+    chunk: int | None = None,
     fn: Callable[..., Any] | None = None,
 ) -> list[Any]:
     """Run a job for each item; see `Pool.map`."""
     sink = _Values()
-    batch = Batch(dispatch, sink, copy_context(), timeout, priority, fn=fn, retry=retry)
+    context = copy_context()
+    batch = Batch(
+        dispatch, sink, context, timeout, priority, fn=fn, retry=retry, chunk=chunk
+    )
     failures: list[BaseException] = []
     cancelled: BaseException | None = None
     try:
@@ -199,11 +209,15 @@ async def settle_items(
     timeout: float,
     priority: int,
     retry: Retry | None,
+    chunk: int | None = None,
     fn: Callable[..., Any] | None = None,
 ) -> list[Any]:
     """Run a job for each item and keep all outcomes; see `Pool.settle`."""
     sink = _Settleds()
-    batch = Batch(dispatch, sink, copy_context(), timeout, priority, fn=fn, retry=retry)
+    context = copy_context()
+    batch = Batch(
+        dispatch, sink, context, timeout, priority, fn=fn, retry=retry, chunk=chunk
+    )
     try:
         await _run(batch, items)
         _raise_cut(batch)
@@ -304,9 +318,14 @@ class _Window:
 
     batch: Batch
 
-    def __init__(self, ordered: bool, ahead: float, outcomes: bool) -> None:
+    def __init__(
+        self, ordered: bool, ahead: int | None, calls: int, outcomes: bool
+    ) -> None:
         self._ordered = ordered
-        self._ahead = ahead
+        self._wanted = ahead
+        self._calls = calls
+        """How many calls are to be ahead, if nothing else is wanted."""
+        self._ahead = 0
         # By index, in the order in which they were ready.
         self.values: dict[int, Any] = {} if ordered else OrderedDict()
         self.items: _Numbered | None = _Numbered() if outcomes else None
@@ -339,6 +358,12 @@ class _Window:
         """Have the reader go on if there is something for it."""
         if self._has_next():
             self.ended()
+
+    def widen(self, chunk: int) -> None:
+        """Let as many items be taken ahead as several calls carry."""
+        self._ahead = self._wanted or self._calls * chunk
+        self.batch.stop_at = self._read + self._ahead
+        self.batch.look()
 
     def ended(self) -> None:
         """Have the reader look again."""
@@ -383,7 +408,7 @@ class _Window:
 
     async def _wait(self) -> None:
         batch = self.batch
-        if batch.exhausted and not batch.live:
+        if batch.is_over():
             _raise_cut(batch)
             raise StopAsyncIteration
         if self.reader is not None:
@@ -437,13 +462,14 @@ async def open_stream(
     timeout: float,
     priority: int,
     retry: Retry | None,
+    chunk: int | None,
     ordered: bool,
-    ahead: int,
+    ahead: int | None,
     outcomes: bool,
     fn: Callable[..., Any] | None = None,
 ) -> AsyncGenerator[Stream[Any], None]:
     """Run a job for each item, not far ahead of the reader; see `Pool.stream`."""
-    window = _Window(ordered, ahead, outcomes)
+    window = _Window(ordered, ahead, 2 * max(1, dispatch.wanted), outcomes)
     stream = Stream[Any](window.read)
     batch = window.batch = Batch(
         dispatch,
@@ -451,10 +477,11 @@ async def open_stream(
         copy_context(),
         timeout,
         priority,
-        stop_at=ahead,
         fn=fn,
         retry=retry,
+        chunk=chunk,
     )
+    window.widen(batch.chunk.size)
     await checkpoint()
     _open(batch, items)
     try:

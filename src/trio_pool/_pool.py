@@ -257,7 +257,11 @@ class _Handle:
             lease.close()
 
     def _batch_options(
-        self, timeout: float | None, priority: int, retry: Retry | None
+        self,
+        timeout: float | None,
+        priority: int,
+        retry: Retry | None,
+        chunk: int | None = None,
     ) -> tuple[float, int, Retry | None]:
         if timeout is None:
             timeout = self._timeout
@@ -265,6 +269,8 @@ class _Handle:
             check_seconds("timeout", timeout, zero=False)
         check_priority(priority)
         _check_retry(retry)
+        if chunk is not None:
+            check_count("chunk", chunk, zero=False)
         return timeout, priority, retry
 
     def _stream(
@@ -276,12 +282,12 @@ class _Handle:
         timeout: float | None,
         priority: int,
         retry: Retry | None,
+        chunk: int | None = None,
         fn: Callable[..., Any] | None = None,
     ) -> Any:
-        timeout, priority, retry = self._batch_options(timeout, priority, retry)
-        if ahead is None:
-            ahead = 2 * max(1, self.size)
-        check_count("ahead", ahead, zero=False)
+        timeout, priority, retry = self._batch_options(timeout, priority, retry, chunk)
+        if ahead is not None:
+            check_count("ahead", ahead, zero=False)
         check_source("items", items)
         return open_stream(
             self._dispatch,
@@ -289,6 +295,7 @@ class _Handle:
             timeout,
             priority,
             retry,
+            chunk,
             ordered,
             ahead,
             outcomes,
@@ -612,6 +619,7 @@ class Pool(_Handle, Generic[In, Out]):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> list[Out]:
         """Run a job for each item; return the results in input order.
 
@@ -620,13 +628,21 @@ class Pool(_Handle, Generic[In, Out]):
         for room. The first failure cancels the rest. Cancelled, it calls off
         the rest and returns when every handler has ended.
 
+        Of workers off the thread, of `trio_pool.offload`, a call takes up to
+        ``chunk`` items at once: by default as many as keep what a call costs
+        small beside its items, as measured; one where a ``timeout`` or a
+        ``retry`` is set, and wherever each start has to be asked for: by
+        middleware, a rate, a breaker or a limiter. The items of a call share
+        its time, and are lost or cancelled together; hooks hear of all but
+        the first, and `current_job` knows them, only when it has ended.
+
         Raises:
           ExceptionGroup: of every failure, each with a note that names its
             item. An error of ``items`` itself leaves bare.
           PoolClosed, PoolBroken: the pool stopped before the end.
         """
-        options = self._batch_options(timeout, priority, retry)
-        return await map_items(self._dispatch, items, *options)
+        options = self._batch_options(timeout, priority, retry, chunk)
+        return await map_items(self._dispatch, items, *options, chunk)
 
     async def settle(
         self,
@@ -636,14 +652,16 @@ class Pool(_Handle, Generic[In, Out]):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> list[Settled[In, Out]]:
         """Run a job for each item; return every outcome in input order.
 
         As `map`, but a failure is an outcome, and cancels nothing. Only an
-        error of ``items``, and the end of the pool, are raised.
+        error of ``items``, and the end of the pool, are raised. Items that are
+        to share no fate with others get calls of their own by ``chunk=1``.
         """
-        options = self._batch_options(timeout, priority, retry)
-        return await settle_items(self._dispatch, items, *options)
+        options = self._batch_options(timeout, priority, retry, chunk)
+        return await settle_items(self._dispatch, items, *options, chunk)
 
     @overload
     def stream(
@@ -657,6 +675,7 @@ class Pool(_Handle, Generic[In, Out]):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -671,6 +690,7 @@ class Pool(_Handle, Generic[In, Out]):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -684,6 +704,7 @@ class Pool(_Handle, Generic[In, Out]):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> Any:
         """Open an async iterator over the results, while the work goes on.
 
@@ -694,10 +715,13 @@ class Pool(_Handle, Generic[In, Out]):
         is a `Settled`; otherwise the error of a failed job is raised in its
         place, and reading may go on. Leaving early, by ``break`` or an error,
         cancels the rest; failures left unread are the pool's to report.
+        ``chunk`` is that of `map`.
         Every read checks for cancellation, but one whose result is ready gives
         other tasks a turn only if that is the first read or 0.5 ms have passed.
         """
-        return self._stream(items, ordered, ahead, outcomes, timeout, priority, retry)
+        return self._stream(
+            items, ordered, ahead, outcomes, timeout, priority, retry, chunk
+        )
 
 
 @final
@@ -861,7 +885,7 @@ class TaskPool(_Handle):
         """Run ``async_fn(item)`` for each item; return the results in order."""
         options = self._batch_options(timeout, priority, retry)
         fn = _check_function(async_fn)
-        return await map_items(self._dispatch, items, *options, fn)
+        return await map_items(self._dispatch, items, *options, fn=fn)
 
     async def settle(
         self,
@@ -876,7 +900,7 @@ class TaskPool(_Handle):
         """Run ``async_fn(item)`` for each item; return every outcome in order."""
         options = self._batch_options(timeout, priority, retry)
         fn = _check_function(async_fn)
-        return await settle_items(self._dispatch, items, *options, fn)
+        return await settle_items(self._dispatch, items, *options, fn=fn)
 
     @overload
     def stream(
@@ -924,7 +948,7 @@ class TaskPool(_Handle):
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
         return self._stream(
-            items, ordered, ahead, outcomes, timeout, priority, retry, fn
+            items, ordered, ahead, outcomes, timeout, priority, retry, fn=fn
         )
 
 
@@ -1086,6 +1110,14 @@ def _check_factory(worker: Any) -> None:
 async def _run_pool(
     config: PoolConfig, factory: Factory, kind: type[Pool[Any, Any] | TaskPool]
 ) -> AsyncGenerator[Any, None]:
+    around = getattr(factory, "around_pool", None)
+    if around is not None:
+        # What all workers share, as long as the pool is.
+        size = config.size if config.scale is None else config.scale.max
+        async with around(size) as factory:
+            async with _run_pool(config, factory, kind) as pool:
+                yield pool
+        return
     if not config.plugins:
         async with _run_workers(config, factory, kind, {}) as pool:
             yield pool

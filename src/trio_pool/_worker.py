@@ -17,7 +17,7 @@ from functools import partial
 from itertools import chain
 from math import inf
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
 import attrs
 import trio
@@ -31,11 +31,12 @@ from trio.lowlevel import (
 )
 
 from ._checks import is_async
+from ._chunks import call_in_chunks
 from ._current import CurrentJob, describe
 from ._dispatch import SHUT
-from ._errors import JobCancelled, JobTimeout, WorkerCrashed
+from ._errors import JobCancelled, JobTimeout, WorkerCrashed, WorkerGone
 from ._events import JobState, WorkerState
-from ._job import Job
+from ._job import Job, raise_caught
 from ._latency import FLUSH
 from ._trio import WAKE, forget_nurseries, show_deadline
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
+    from outcome import Outcome
     from trio.lowlevel import Task
 
     from ._batch import Batch
@@ -53,6 +55,10 @@ if TYPE_CHECKING:
     from ._timer import Alarm
 
 Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
+"""What a worker does with a job. It may have an ``async ready()``, which is awaited
+before each job is taken; and, if it is one of ours, an end elsewhere.
+"""
+Many: TypeAlias = "Callable[[list[Any]], Awaitable[tuple[list[Outcome[Any]], float]]]"
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]] | NoSetup"
 
 _DONE = JobState.DONE
@@ -108,6 +114,25 @@ def _is_ours(error: BaseException) -> bool:
     return inner is None or inner.tb_frame.f_code is hears
 
 
+class OtherEnd(Protocol):
+    """What a handler has as ``__trio_pool__`` whose jobs run elsewhere."""
+
+    @property
+    def spent(self) -> bool:
+        """Whether it was stopped with a job, and its worker is to be replaced."""
+        ...
+
+    async def many(self, inputs: list[Any], /) -> tuple[list[Outcome[Any]], float]:
+        """Run several items; return their outcomes, and the seconds that took."""
+        ...
+
+
+def other_end_of(handler: object) -> OtherEnd | None:
+    """Return what stands for the other end of a handler, if it has one."""
+    # By a name that nobody else has for anything.
+    return getattr(handler, "__trio_pool__", None)
+
+
 @final
 @attrs.frozen
 class NoSetup:
@@ -148,6 +173,8 @@ class Worker:
         "_fetch",
         "_last_words",
         "_life",
+        "_many",
+        "_other_end",
         "_points",
         "_ready",
         "_rested",
@@ -227,6 +254,8 @@ class Worker:
         """Trio's, that it has while no handler has opened a scope."""
         self._shown = inf
         """The deadline that handlers see."""
+        self._other_end: OtherEnd | None = None
+        self._many: Many | None = None
         self._points = -1
         self._rested = 0.0
         """When it last let other tasks run, and trio's count of it."""
@@ -285,10 +314,17 @@ class Worker:
         if self.is_getting_ready:
             self.cancel_job("trio_pool: the worker is not wanted any more")
 
+    def _replace(self) -> None:
+        """Leave after the current job, as what was set up for it is spent."""
+        if self.lease is not None:
+            self.lease.lose(RuntimeError("the worker was stopped under another job"))
+        self.recycle()
+
     def stay(self) -> bool:
         """Take back `retire`, if it is not too late."""
         if self.state is WorkerState.BUSY:
-            self.retiring = self.leaving = False
+            self.retiring = False
+            self.leaving = self._other_end is not None and self._other_end.spent
             self.set_gate()
         return not self.retiring
 
@@ -312,7 +348,7 @@ class Worker:
         except BaseException as error:
             trouble = error
         self._life = self._scope = self._status = None
-        self._ready = self._last_words = None
+        self._ready = self._last_words = self._other_end = self._many = None
         del supervisor.crew[self.task]
         if self.task.child_nurseries:
             forget_nurseries(self.task)
@@ -343,6 +379,9 @@ class Worker:
         supervisor = self.supervisor
         try:
             self._ready = getattr(handler, "ready", None)
+            self._other_end = other_end_of(handler)
+            if self._other_end is not None:
+                self.dispatch.takes_many = True
             self.set_gate()
             if owns_context:
                 # What runs there is part of no job.
@@ -430,15 +469,36 @@ class Worker:
         """Return what is to be called with an input."""
         supervisor = self.supervisor
         call = call_function if supervisor.calls_functions else handler
-        if not supervisor.middleware:
+        if supervisor.middleware:
+            return compose(supervisor.middleware, call, self)
+        # What has to be asked about each start is asked one by one.
+        if self._other_end is None or supervisor.dispatch.guarded:
             return call
-        return compose(supervisor.middleware, call, self)
+        self._many = self._other_end.many
+        return partial(call_in_chunks, self, handler, self._many)
 
     def _new_scope(self) -> trio.CancelScope:
         scope = self._scope = trio.CancelScope()
         self._shown = inf
         self.heed = self.leaving
         return scope
+
+    def begin(self, job: Job) -> None:
+        """Note that an item of a batch is accepted and run, by a call for several."""
+        dispatch = self.dispatch
+        dispatch.accepted += 1
+        job.state = _RUNNING
+        job.worker = self
+        job.attempts = 1
+        self.job = job
+        self.jobs += 1
+        if dispatch.watched:
+            dispatch.tell_job("on_job_queue", job)
+            dispatch.tell_job("on_job_start", job)
+
+    def jobs_left(self) -> float:
+        """Count the jobs that it may run yet, with the one that it has."""
+        return self.dispatch.config.max_jobs - (self.jobs - self.jobs_before) + 1
 
     def _rest_anew(self) -> None:
         """Note that others have run: the time slice begins anew."""
@@ -629,13 +689,20 @@ class Worker:
         """Decide what an error means, and answer; measured before it is told."""
         dispatch = self.dispatch
         dispatch.runs.pending.append(dispatch.stamp() - job.started_at)
-        self._settle_error(job, error)
+        if self._other_end is not None and self._other_end.spent:
+            self._replace()
+        self.settle_error(job, error)
         if self.task._cancel_status is not self._status:
             self._misnested(job, answered=True)
 
     def _may_pull(self, job: Job, batch: Batch) -> bool:
         """Say whether this item and those after it may be run without asking."""
-        return not job.terms.before and self._ready is None and batch.is_alone()
+        return (
+            not job.terms.before
+            and self._ready is None
+            and batch.is_alone()
+            and not (self._many or job.terms.put_back)
+        )
 
     async def _get_ready(self, ready: Callable[[], Awaitable[object]]) -> None:
         """Wait until the handler says that it can take a job."""
@@ -827,7 +894,8 @@ class Worker:
         job = self.job
         if job is None or not job.begun or job.timeout == inf or job.terms.overdue:
             return
-        deadline = job.started_at + self.dispatch.epoch + job.timeout
+        time = job.timeout * job.terms.items
+        deadline = job.started_at + self.dispatch.epoch + time
         if deadline > now:
             self._set_alarm(deadline)
         else:
@@ -858,7 +926,7 @@ class Worker:
         error.__cause__ = cause.with_traceback(_below_call(cause.__traceback__))
         job.error = error
 
-    def _settle_error(self, job: Job, error: BaseException) -> None:
+    def settle_error(self, job: Job, error: BaseException) -> None:
         """Decide what an error of a handler means, and answer."""
         job.name()
         traceback = _below_call(error.__traceback__)
@@ -886,6 +954,8 @@ class Worker:
                 if _is_of(rest, dispatch.config.crash_on):
                     self._die(job, rest)
                 dispatch.fail(job, JobState.FAILED)
+            elif isinstance(rest, WorkerGone):
+                self._settle_gone(job, rest)
             else:
                 self._lose(job, rest)
                 self._die(job, rest)
@@ -896,6 +966,18 @@ class Worker:
                     dispatch.fail(job, JobState.LOST)
         finally:
             del error, rest, traceback
+
+    def _settle_gone(self, job: Job, gone: WorkerGone) -> None:
+        cause = gone.__cause__ or gone
+        if not gone.planned:
+            self._die(job, cause)
+        # Nobody may take it for a worker that goes on, and so for an idle one.
+        self._replace()
+        if gone.started:
+            self._lose(job, cause)
+            self.dispatch.fail(job, JobState.LOST)
+        else:
+            self.dispatch.take_back_start(job, cause)
 
     def _settle_cancelled(self, job: Job, cancelled: BaseException) -> None:
         dispatch = self.dispatch
@@ -1014,13 +1096,17 @@ def check_handler(option: str, handler: object) -> None:
         raise TypeError(
             f"{option} must be an async function, got the sync {handler!r}; wrap it, "
             f"as in: async def handler(x): return await "
-            f"trio.to_thread.run_sync({name}, x)"
+            f"trio.to_thread.run_sync({name}, x), or use threads as workers: "
+            f"worker=trio_pool.offload.in_thread({name}). What gives a worker goes "
+            "into worker= too."
         )
 
 
 _CALLS = (
     Worker.serve.__code__,
     call_function.__code__,
+    call_in_chunks.__code__,
+    raise_caught.__code__,
     Worker._pull.__code__,
 )
 

@@ -124,6 +124,10 @@ class _Inline:
             config, self._plugins = opened
             self._runs.configure(config)
         try:
+            around = getattr(self._runs.factory, "around_pool", None)
+            if around is not None:
+                shared = around(self._config.size)
+                self._runs.factory = await self._stack.enter_async_context(shared)
             await self._runs.set_up()
         except BaseException as error:
             await self._stack.__aexit__(type(error), error, error.__traceback__)
@@ -616,9 +620,11 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> list[Out]:
         """Run a job for each item; return the results; see `Pool.map`."""
-        return await self._map(items, self._batch_options(timeout, priority, retry))
+        options = self._batch_options(timeout, priority, retry, chunk)
+        return await self._map(items, options)
 
     async def settle(
         self,
@@ -628,9 +634,11 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> list[Settled[In, Out]]:
         """Run a job for each item; return every outcome in order."""
-        return await self._settle(items, self._batch_options(timeout, priority, retry))
+        options = self._batch_options(timeout, priority, retry, chunk)
+        return await self._settle(items, options)
 
     @overload
     def stream(
@@ -644,6 +652,7 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -658,6 +667,7 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -671,9 +681,10 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        chunk: int | None = None,
     ) -> Any:
         """Open an async iterator over results, each made as it is read."""
-        options = self._batch_options(timeout, priority, retry)
+        options = self._batch_options(timeout, priority, retry, chunk)
         return self._open_stream(items, ahead, outcomes, options)
 
 

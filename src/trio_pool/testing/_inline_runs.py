@@ -31,12 +31,13 @@ from .. import (
 from .._checks import note
 from .._config import PoolConfig
 from .._current import crew, worker_around
+from .._errors import WorkerGone
 from .._events import UNHEARD, log
 from .._job import Job, new_terms
 from .._latency import Histogram
 from .._policy import note_attempts
 from .._telling import HookCalls
-from .._worker import check_handler, compose
+from .._worker import check_handler, compose, other_end_of
 
 _HOOKS: dict[JobState, Any] = {
     JobState.DONE: "job_complete",
@@ -331,6 +332,10 @@ class Runs:
 
     async def _attempt(self, job: Job, slot: Slot) -> bool:
         """Run a job once; say whether it is to be tried again."""
+        other_end = other_end_of(self._handler)
+        if other_end is not None and other_end.spent:
+            await self.clean_up()
+            await self.set_up()
         task = trio.lowlevel.current_task()
         outer = crew().get(task)
         slot.job, slot.own_nurseries = job, frozenset(task.child_nurseries)
@@ -360,6 +365,11 @@ class Runs:
             self.running -= 1
             self.times.add(trio.current_time() - begun, 1)
         # No await before the books are right again.
+        if state is JobState.QUEUED:
+            job.attempts -= 1
+            job.state = state
+            await self._replace(slot, job, crash)
+            return True
         wait = self._next_wait(job, state) if state in UNHEARD else None
         if wait is None:
             self.end(job, state)
@@ -401,10 +411,15 @@ class Runs:
         except BaseException as error:
             if isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled):
                 raise
+            cause = error
+            if isinstance(error, WorkerGone):
+                cause = error.__cause__ or error
+                if not error.started and not job.terms.leased:
+                    return JobState.QUEUED, cause
             crashed = WorkerCrashed(job.name(), True, job.attempts, slot.id)
-            crashed.__cause__ = error
+            crashed.__cause__ = cause
             job.error = crashed
-            return JobState.LOST, error
+            return JobState.LOST, cause
         # Only a cancellation by this very scope comes here.
         if self.stopping or job.terms.cancel_asked:
             job.error = self.cancelled(job)
