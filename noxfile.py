@@ -10,6 +10,7 @@
   python3 noxfile.py bench     compare with bare trio, and with what others use
   python3 noxfile.py acts      the same acts one by one, by pytest-benchmark
   python3 noxfile.py guard     is it slower than the last release? [--base REV]
+  python3 noxfile.py ray        the tests of Ray, in a network with nothing but lo
   python3 noxfile.py stress    the tests with the large budget, some for half an hour
   python3 noxfile.py mutants   do the tests notice? [--module NAME] [--sample N]
 
@@ -172,7 +173,7 @@ def unit_tests(session: nox.Session) -> None:
     elif is_running:
         session.run(*pytest, *spread, "--cov", "--cov-report=term")
     else:
-        session.run(*pytest, *spread)
+        session.run(*pytest, *spread, env={"TRIO_POOL_WITHOUT_DASK": "1"})
     if is_running:
         # pytest's summary is the last word, unless something has failed.
         logging.getLogger("nox").setLevel(logging.ERROR)
@@ -220,6 +221,26 @@ def stress(session: nox.Session) -> None:
     # Some take half an hour, which is no hang.
     patient = ["-o", "faulthandler_timeout=0"]
     session.run("python", "-m", "pytest", *patient, *session.posargs, env=large)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Try the engine that listens to the world where there is none: `unshare -n`."""
+    alone = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        session.skip("needs unshare, of util-linux, and ip, of iproute2")
+    if subprocess.run([*alone, "true"], check=False).returncode:
+        session.skip("no network namespace can be made here")
+    install(session, "ray")
+    names = ("conformance", "offload", "examples")
+    tests = [*(f"tests/test_{name}.py" for name in names), "-k", "ray", "-rs"]
+    command = ["python", "-m", "pytest", *(session.posargs or tests)]
+    shell = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    # The second one keeps Ray from a remark on standard error.
+    environment = dict.fromkeys(
+        ["RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], "0"
+    )
+    session.run(*alone, *shell, *command, external=True, env=environment)
 
 
 @nox.session

@@ -15,10 +15,20 @@ FLOORS = [
     {
         *("_errors", "_checks", "_latency", "_policy", "_guards", "_config"),
         *("_events", "_telling", "_timer", "_trio", "_nursery", "_current", "_records"),
+        "_extras",
         # Public by name, and needed by the pool.
         *("streams", "drain", "tasks"),
     },
-    {"_job", "_batch", "_backlog", "_books", "_dispatch", "_nesting", "_starts"},
+    {
+        "_job",
+        "_batch",
+        "_chunks",
+        "_backlog",
+        "_books",
+        "_dispatch",
+        "_nesting",
+        "_starts",
+    },
     {"_worker", "_lease"},
     {"_supervisor", "_many", "_plugins"},
     {"_pool"},
@@ -36,10 +46,28 @@ FLOORS = [
     {"testing._machine"},
     {"testing._stress"},
     {"testing"},
+    {"offload._bridge", "offload._errors", "offload._shim", "offload._lifeline"},
+    {
+        *("offload._remote", "offload._child"),
+        *("offload._dask_actor", "offload._ray_place"),
+    },
+    {"offload._dask_own", "offload._dask_others"},
+    {
+        *("offload._thread", "offload._process", "offload._executor"),
+        *("offload._dask", "offload._ray"),
+    },
+    {"offload"},
 ]
 # Modules that need more than the core does, and what; imported by nobody at once.
 OPTIONAL = {
     f"testing.{module}": {"hypothesis"} for module in ("_draws", "_machine", "_stress")
+} | {
+    "offload._process": {"trio_parallel"},
+    "offload._dask_actor": {"cloudpickle", "distributed"},
+    "offload._dask_own": {"distributed"},
+    "offload._dask_others": {"distributed"},
+    "offload._ray": {"ray"},
+    "offload._ray_place": {"ray"},
 }
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 

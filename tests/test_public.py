@@ -9,6 +9,7 @@ import pkgutil
 import typing
 from collections.abc import AsyncIterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType, UnionType
 from typing import Any
@@ -17,6 +18,7 @@ import attrs
 import pytest
 
 import trio_pool
+import trio_pool.offload
 import trio_pool.testing
 from trio_pool import (
     CircuitStatistics,
@@ -45,6 +47,8 @@ from trio_pool import (
     WorkerSnapshot,
 )
 
+NEEDS = {"in_process": "trio_parallel", "on_dask": "distributed", "on_ray": "ray"}
+
 
 def exported(module: ModuleType) -> dict[str, Any]:
     """Return what a module exports, with what is imported when it is asked for."""
@@ -60,7 +64,15 @@ def exported(module: ModuleType) -> dict[str, Any]:
 
 FRONT = exported(trio_pool)
 KIT = exported(trio_pool.testing)
-EXPORTED: dict[str, Any] = {**FRONT, **KIT}
+# Some need what may not be here; those of Ray are looked at where it runs.
+OFFLOAD = {
+    name: value
+    for name in dir(trio_pool.offload)
+    if not name.startswith("_") and find_spec(NEEDS.get(name, "trio"))
+    for value in [getattr(trio_pool.offload, name)]
+    if not isinstance(value, ModuleType)
+}
+EXPORTED: dict[str, Any] = {**FRONT, **KIT, **OFFLOAD}
 CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(value)}
 
 # Made to be subclassed, or a mere description of keyword arguments.
@@ -120,6 +132,15 @@ def test_the_exported_names_are_those_of_the_design() -> None:
     )
 
 
+def test_the_exported_names_of_the_workers_off_the_thread_are_known() -> None:
+    named = {name for name in dir(trio_pool.offload) if not name.startswith("_")}
+    assert {*OFFLOAD, *NEEDS} == {
+        *("in_thread", "in_process", "on_executor", "on_dask", "on_ray"),
+        *("wait_future", "RemoteError", "EngineError", "PayloadWarning"),
+    }
+    assert named >= {*OFFLOAD, *NEEDS}
+
+
 def test_the_exported_names_of_the_test_kit_are_known() -> None:
     assert sorted(KIT) == sorted(
         [
@@ -141,7 +162,7 @@ def test_the_exported_names_of_the_test_kit_are_known() -> None:
 def test_modules_are_private_or_public_by_name() -> None:
     modules = {module.name for module in pkgutil.iter_modules(trio_pool.__path__)}
     public = {name for name in modules if not name.startswith("_")}
-    assert public == {"streams", "drain", "tasks", "testing"}
+    assert public == {"streams", "drain", "tasks", "offload", "testing"}
 
 
 def test_the_package_says_that_it_is_typed() -> None:
@@ -176,6 +197,8 @@ def test_every_exported_name_shows_the_public_module(name: str) -> None:
     home = f"trio_pool.{AT_HOME[value]}" if value in AT_HOME else "trio_pool"
     if name in KIT:
         home = "trio_pool.testing"
+    if name in OFFLOAD:
+        home = "trio_pool.offload"
     assert value.__module__ == home
     assert value.__qualname__ == name
 
@@ -252,6 +275,8 @@ def test_what_is_worked_on_is_positional_and_options_are_keywords(
 @pytest.mark.parametrize("kind", [Pool, TaskPool])
 def test_the_options_of_a_job_are_called_the_same_everywhere(kind: type) -> None:
     every = {"timeout", "priority", "retry"}
+    # The calls of a `TaskPool` are run where they are.
+    many = every | ({"chunk"} if kind is Pool else set())
     detached = {*every, "key", "delay", "ttl", "drain", "id"}
     assert {name: options_of(kind, name) for name in (*GIVING_IN, *BATCHES)} == {
         "process": {*every, "key"},
@@ -259,9 +284,9 @@ def test_the_options_of_a_job_are_called_the_same_everywhere(kind: type) -> None
         "submit_nowait": detached,
         "submit_batch": {*every, "drain"},
         "lease": {"priority"},
-        "map": every,
-        "settle": every,
-        "stream": {*every, "ordered", "ahead", "outcomes"},
+        "map": many,
+        "settle": many,
+        "stream": {*many, "ordered", "ahead", "outcomes"},
     }
 
 
@@ -278,13 +303,14 @@ def test_both_kinds_of_pool_default_the_same() -> None:
             inspect.signature(getattr(kind, method)).parameters
             for kind in (Pool, TaskPool)
         )
-        for option in options_of(Pool, method):
+        for option in options_of(TaskPool, method):
             assert of_pool[option].default == of_task_pool[option].default
             assert of_pool[option].annotation == of_task_pool[option].annotation
 
 
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(["timeout", "retry", "key", "drain", "id", "ahead", "grace"]),
+    "chunk": None,
     "priority": 0,
     "delay": 0.0,
     "ttl": math.inf,

@@ -5,9 +5,9 @@ Nothing of it is imported by the pool itself. `stress_pool`, `PoolMachine` and
 trio-pool[testing]``, and import it when they are first asked for.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .._extras import from_extras, publish
 from ._checks import AnyPool as AnyPool
 from ._checks import RecordingHooks as RecordingHooks
 from ._checks import assert_books_balance as assert_books_balance
@@ -55,39 +55,11 @@ if TYPE_CHECKING:
     from ._stress import StressReport as StressReport
     from ._stress import stress_pool as stress_pool
 
-_BY_HYPOTHESIS = {
-    "PoolMachine": "_machine",
-    "StressReport": "_stress",
-    "stress_pool": "_stress",
+_BY_EXTRAS = {
+    "PoolMachine": ("_machine", "testing"),
+    "StressReport": ("_stress", "testing"),
+    "stress_pool": ("_stress", "testing"),
 }
 
-
-def _publish(found: dict[str, object]) -> None:
-    """Have tracebacks, pickles and documentation show the public names."""
-    for value in found.values():
-        if getattr(value, "__module__", "").startswith(f"{__name__}._"):
-            value.__module__ = __name__
-
-
-_publish(globals())
-
-
-def __getattr__(name: str) -> object:
-    """Import what needs hypothesis."""
-    if name not in _BY_HYPOTHESIS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        found = getattr(import_module(f".{_BY_HYPOTHESIS[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        if error.name != "hypothesis":
-            raise
-        raise ImportError(
-            f"{__name__}.{name} needs hypothesis: pip install trio-pool[testing]"
-        ) from error
-    _publish({name: found})
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_BY_HYPOTHESIS} - {"TYPE_CHECKING", "import_module"})
+publish(globals())
+__getattr__, __dir__ = from_extras(globals(), _BY_EXTRAS)

@@ -1,0 +1,158 @@
+"""Workers whose jobs run in threads of this process."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+from functools import partial
+from time import perf_counter
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, final
+
+import outcome
+import trio
+
+from .._checks import refuse
+from .._errors import WorkerGone
+from ._remote import OpenWorker, Workers, check_flag, check_work
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def in_thread(
+    fn: Callable[[In], Out], *, abandon_on_cancel: bool = False
+) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]:
+    """Run ``fn(item)`` in a thread for each worker: ``open_pool(n, worker=...)``.
+
+    It sees the caller's context variables, and may call back by
+    `trio.from_thread`. A thread cannot be stopped: cancelled, or out of time, a
+    job is waited for, and a result that it has all the same wins. A long one
+    should call `trio.from_thread.check_cancelled` now and then, which ends it.
+    With ``abandon_on_cancel`` its caller does not wait: the thread goes on, its
+    result is dropped, and its worker takes no job before it has ended. It must
+    not call back for a job of its own pool then, which may wait for ever.
+    """
+    check_work(fn, None)
+    check_flag("abandon_on_cancel", abandon_on_cancel)
+    return Workers(partial(_open_shared, fn, abandon_on_cancel))
+
+
+@asynccontextmanager
+async def _open_shared(
+    fn: Callable[[Any], Any], abandon_on_cancel: bool, size: int
+) -> AsyncGenerator[OpenWorker, None]:
+    left_behind: list[_Place] = []
+    yield partial(_open_worker, fn, abandon_on_cancel, left_behind)
+
+
+@asynccontextmanager
+async def _open_worker(
+    fn: Callable[[Any], Any],
+    abandon_on_cancel: bool,
+    left_behind: list[_Place],
+) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+    if left_behind:
+        # Another thread beside the one that was left behind would be one too many.
+        place = left_behind.pop()
+        try:
+            await place.free.wait()
+        except BaseException:
+            left_behind.append(place)
+            raise
+    handler = _InThread(fn, abandon_on_cancel)
+    try:
+        yield handler
+    finally:
+        if handler.spent:
+            left_behind.append(handler.place)
+
+
+@final
+class _Place:
+    """A worker's place for one thread, which is free whenever it has a job.
+
+    Trio asks it as it would ask a limiter, whose every token is one more turn of
+    the scheduler.
+    """
+
+    def __init__(self) -> None:
+        self.free = trio.Event()
+        self.free.set()
+
+    async def acquire_on_behalf_of(self, _: object) -> None:
+        self.free = trio.Event()
+
+    def release_on_behalf_of(self, _: object) -> None:
+        self.free.set()
+
+
+@final
+class _InThread:
+    """The handler of a worker: a thread at a time."""
+
+    def __init__(self, fn: Callable[[Any], Any], abandon_on_cancel: bool) -> None:
+        self.place = _Place()
+        self._fn = fn
+        self._abandon_on_cancel = abandon_on_cancel
+
+    @property
+    def spent(self) -> bool:
+        """Whether a thread has been left behind."""
+        return not self.place.free.is_set()
+
+    @property
+    def __trio_pool__(self) -> Self:
+        return self
+
+    async def __call__(self, job_input: Any) -> Any:
+        """Run a job."""
+        return await trio.to_thread.run_sync(
+            self._fn,
+            job_input,
+            limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
+            abandon_on_cancel=self._abandon_on_cancel,
+        )
+
+    async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
+        """Run several jobs one after the other; return their outcomes."""
+        results, seconds = await trio.to_thread.run_sync(
+            _run_all,
+            self._fn,
+            items,
+            limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
+            abandon_on_cancel=self._abandon_on_cancel,
+        )
+        never = WorkerGone(started=False)
+        results += [outcome.Error(never)] * (len(items) - len(results))
+        return results, seconds
+
+
+def _run_all(
+    fn: Callable[[Any], Any], items: list[Any]
+) -> tuple[list[outcome.Outcome[Any]], float]:
+    results: list[outcome.Outcome[Any]] = []
+    begun = perf_counter()
+    for number, item in enumerate(items):
+        # What one sets is not for the others to see.
+        run = copy_context().run
+        try:
+            if number:
+                trio.from_thread.check_cancelled()
+            value = run(fn, item)
+            if isinstance(value, CoroutineType):
+                value.close()
+                raise TypeError(refuse("fn", fn, "a sync function"))
+            results.append(outcome.Value(value))
+        except trio.Cancelled:
+            # That of this very call.
+            raise
+        except BaseException as error:
+            results.append(outcome.Error(error))
+            if not isinstance(error, Exception):
+                break
+    return results, perf_counter() - begun
