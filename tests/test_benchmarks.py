@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
@@ -19,6 +20,7 @@ import contenders
 import features
 import guard
 import memory
+import offload
 import pauses
 import ratios
 import scale
@@ -291,3 +293,23 @@ def test_every_act_of_the_guard_runs_and_a_missing_feature_is_named(monkeypatch)
     found = ratios.measure_ratios(64, 1, {missing})
     assert found["ratios"] == {}
     assert found["failed"][missing].startswith("AttributeError")
+
+
+@pytest.mark.parametrize("name", ["thread", "executor", "process"])
+async def test_engines_are_compared_with_pools_of_them(name, monkeypatch, capsys):
+    if not offload.is_here(name):
+        pytest.skip("the engine is not here")
+    small = attrs.evolve(offload.ENGINES[name], jobs=80)
+    monkeypatch.setitem(offload.ENGINES, name, small)
+    await offload.compare(name, rounds=1)
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[:2] for row in rows] == [
+        [f"| {name}", in_flight] for in_flight in ("1", "8")
+    ]
+
+
+async def test_the_engines_alone_do_what_a_pool_does():
+    for name in ("thread", "executor"):
+        async with offload.ENGINES[name].raw() as call:
+            assert [await call(number) for number in range(3)] == [0, 1, 2]
+    assert offload.spin(0.001) >= 0.001

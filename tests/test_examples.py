@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from offloaded import BACKENDS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CHECKSUMS = EXAMPLES / "checksums.py"
@@ -295,3 +297,37 @@ def test_a_load_that_cannot_be_is_refused(arguments: list[str], complaint: str) 
     assert done.returncode == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ----------------------------------------------------------------------
+# mandelbrot.py
+
+PLACES = {"threads": "thread", "processes": "process", "dask": "dask", "ray": "ray"}
+PICTURE = "8c7c9c77211182107877c40af6524b2ebe4485f6e978426c5956000ee9ceb390"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_same_picture_is_drawn_wherever_it_is(place: str, tmp_path: Path) -> None:
+    (backend,) = [each for each in BACKENDS if each.name == PLACES[place]]
+    if backend.missing:
+        pytest.skip(backend.missing)
+    picture = tmp_path / "picture.png"
+    found = subprocess.run(
+        [
+            *(sys.executable, EXAMPLES / "mandelbrot.py", "--on", place),
+            *("--workers", "2", "--width", "64", "--out", picture),
+        ],
+        capture_output=True,
+        check=False,
+        timeout=90,
+    )
+    assert found.stdout == b""
+    assert re.fullmatch(rb"(\r[ \d]{3}%)+\n", found.stderr)
+    assert found.stderr.endswith(b"\r100%\n")
+    assert hashlib.sha256(picture.read_bytes()).hexdigest() == PICTURE
+
+
+def test_the_picture_of_the_readme_is_one_of_the_example() -> None:
+    head = (EXAMPLES / "mandelbrot.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", head[16:]) == (480, 300)
