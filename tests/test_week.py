@@ -462,7 +462,8 @@ class Week:
                 self.see_all_is_well()
                 self.weather = name
                 if name == "lull":
-                    await trio.sleep_until(end - TICK)
+                    await trio.sleep_until(end - MINUTE / 2)
+                    await self.await_all(end - TICK)
                     self.measure()
                 elif name == "paused":
                     self.pool.pause()
@@ -487,6 +488,11 @@ class Week:
             await trio.sleep(self.ticks(16))
         with trio.move_on_at(until):
             await self.pool.resize(SIZE)
+
+    async def await_all(self, until: float) -> None:
+        """Wait for a worker that is just replaced, as its age has come."""
+        while self.connected < SIZE and trio.current_time() < until:  # noqa: ASYNC110
+            await trio.sleep(TICK)
 
     async def recover(self, name: str) -> None:
         """Wait until every worker is back, which must not take long."""
