@@ -894,3 +894,19 @@ def test_a_factory_of_executors_is_called_for_one() -> None:
     for make in (in_thread, partial(on_executor, threads)):
         with pytest.raises(TypeError, match="fn must be a sync function of the job"):
             make(lambda: 1)  # type: ignore[operator]
+
+
+@with_processes
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_what_a_job_has_started_ends_with_its_process(
+    tmp_path: Path, cancelled: bool
+) -> None:
+    traces = Traces(tmp_path / "traces")
+    start = Item("child", 0.01, 1, str(traces.path))
+    with trio.CancelScope() as scope:
+        async with open_pool(1, worker=offload.in_process(act)) as pool:
+            await pool.process(start)
+            if cancelled:
+                scope.cancel()
+    assert len(traces.children()) == 1
+    await until(lambda: all(map(is_gone, traces.children())), 1)

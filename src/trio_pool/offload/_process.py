@@ -95,11 +95,15 @@ async def _open_worker(
     stack = trio_parallel.open_worker_context(
         idle_timeout=math.inf, grace_period=_LEAVING
     )
-    async with _Forgiving(stack) as context:
-        engine = _Process(context)
-        await engine.start(work)
-        yield Remote(engine, payloads)
-    engine.end_children()
+    engine: _Process | None = None
+    try:
+        async with _Forgiving(stack) as context:
+            engine = _Process(context)
+            await engine.start(work)
+            yield Remote(engine, payloads)
+    finally:
+        if engine is not None:
+            engine.end_children()
 
 
 @final
@@ -185,9 +189,11 @@ class _Process:
 
     def end_children(self) -> None:
         """Kill what jobs have started, whose group is that of their process."""
-        if os.name == "posix" and self._pid is not None:
+        # Once, as the number may be another's some time after.
+        group, self._pid = self._pid, None
+        if os.name == "posix" and group is not None:
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._pid, SIGKILL)
+                os.killpg(group, SIGKILL)
 
 
 def _death(error: BrokenWorkerError, when: str) -> str:
