@@ -726,8 +726,7 @@ def test_nothing_is_left_of_a_program_that_is_killed(
     started.communicate(timeout=20)
     jobs = [*(pid for _, _, pid in traces.lines()), *traces.children()]
     assert wait_until(lambda: all(map(is_gone, jobs)), 8)
-    # Two helpers of Ray's own hear of an end so soon after its start a minute later.
-    assert wait_until(lambda: not program.left(), 75 if backend.name == "ray" else 8)
+    assert wait_until(lambda: not program.left(), 8)
 
 
 @on_linux

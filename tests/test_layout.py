@@ -46,7 +46,10 @@ FLOORS = [
     {"testing._machine"},
     {"testing._stress"},
     {"testing"},
-    {"offload._bridge", "offload._errors", "offload._shim", "offload._lifeline"},
+    {
+        *("offload._bridge", "offload._errors", "offload._shim"),
+        *("offload._lifeline", "offload._ray_guard"),
+    },
     {
         *("offload._remote", "offload._child"),
         *("offload._dask_actor", "offload._ray_place"),

@@ -17,6 +17,7 @@ from .._checks import refuse
 from .._events import log
 from ._bridge import wait_future
 from ._errors import EngineError
+from ._ray_guard import dismiss, marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +50,13 @@ class _Ray:
         how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address is None:
             how |= {"num_cpus": max(size, 1), "include_dashboard": False}
+        guard = None
         try:
-            ray.init(address=self.address or "local", **how)
+            if self.address is None:
+                with marked() as guard:
+                    ray.init(address="local", **how)
+            else:
+                ray.init(address=self.address, **how)
         except BaseException as error:
             self.ready.set_exception(error)
         else:
@@ -58,6 +64,7 @@ class _Ray:
             self.may_leave.wait()
             with suppress(Exception):
                 ray.shutdown()
+        dismiss(guard)
         self.gone.set_result(None)
 
 
