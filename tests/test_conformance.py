@@ -332,7 +332,8 @@ async def test_a_chunk_that_is_called_off_leaves_the_books_balanced(
         await check_usable(pool)
         settled = await pool.settle(items[:4], chunk=4, timeout=0.04)
         outcomes = {type(s.outcome).__name__ for s in settled}
-        if backend.stops:
+        if backend.stops or backend.name == "thread":
+            # A thread looks whether it is cancelled between two items.
             assert outcomes == {"Error"}
             with pytest.raises(JobTimeout):
                 settled[3].outcome.unwrap()
