@@ -64,9 +64,12 @@ async def _to_thread(limiter: trio.CapacityLimiter, item: Any) -> Any:
 @asynccontextmanager
 async def raw_executor() -> AsyncGenerator[Call]:
     with _processes() as executor:
+        # Calls that wait can be cancelled here, as in the other engines.
+        limiter = trio.CapacityLimiter(WORKERS)
 
         async def call(item: Any) -> Any:
-            return await offload.wait_future(executor.submit(echo, item))
+            async with limiter:
+                return await offload.wait_future(executor.submit(echo, item))
 
         yield call
 
