@@ -10,6 +10,7 @@
   python3 noxfile.py bench     compare with bare trio, and with what others use
   python3 noxfile.py acts      the same acts one by one, by pytest-benchmark
   python3 noxfile.py guard     is it slower than the last release? [--base REV]
+  python3 noxfile.py dask       the tests of Dask, or -k dask for all of them
   python3 noxfile.py ray        the tests of Ray, in a network with nothing but lo
   python3 noxfile.py stress    the tests with the large budget, some for half an hour
   python3 noxfile.py mutants   do the tests notice? [--module NAME] [--sample N]
@@ -134,7 +135,8 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.notify(f"tests-{RUNNING}")
         return
-    for name in ("lint", "types", *(f"tests-{version}" for version in PYTHONS)):
+    versions = [f"tests-{version}" for version in PYTHONS]
+    for name in ("lint", "types", "dask", *versions):
         session.notify(name)
 
 
@@ -168,12 +170,14 @@ def unit_tests(session: nox.Session) -> None:
     # On all cores, up to four: some tests wait for processes and threads of theirs.
     spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
     is_running = session.name == f"tests-{RUNNING}"
+    without_dask = {"TRIO_POOL_WITHOUT_DASK": "1"}
     if session.posargs:
         session.run(*pytest, *session.posargs)
     elif is_running:
-        session.run(*pytest, *spread, "--cov", "--cov-report=term")
+        measured = ["--cov", "--cov-report=term"]
+        session.run(*pytest, *spread, *measured, env=without_dask)
     else:
-        session.run(*pytest, *spread, env={"TRIO_POOL_WITHOUT_DASK": "1"})
+        session.run(*pytest, *spread, env=without_dask)
     if is_running:
         # pytest's summary is the last word, unless something has failed.
         logging.getLogger("nox").setLevel(logging.ERROR)
@@ -221,6 +225,18 @@ def stress(session: nox.Session) -> None:
     # Some take half an hour, which is no hang.
     patient = ["-o", "faulthandler_timeout=0"]
     session.run("python", "-m", "pytest", *patient, *session.posargs, env=large)
+
+
+@nox.session
+def dask(session: nox.Session) -> None:
+    """Try Dask: a part of its tests, which take minutes; all of them with -k dask."""
+    install(session, "tests")
+    tests = ["tests/test_offload_dask.py", "tests/test_conformance.py"]
+    part = "values or stopped or killed_process or never_starts or sent or program"
+    chosen = [*tests, "-k", f"test_offload_dask or (dask and ({part}))"]
+    spread = ["-n", "auto", "--maxprocesses", "2", "--dist", "worksteal"]
+    pytest = ["python", "-m", "pytest", *spread]
+    session.run(*pytest, *(session.posargs or chosen))
 
 
 @nox.session
