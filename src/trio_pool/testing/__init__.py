@@ -62,4 +62,6 @@ _BY_EXTRAS = {
 }
 
 publish(globals())
-__getattr__, __dir__ = from_extras(globals(), _BY_EXTRAS)
+if not TYPE_CHECKING:
+    # Checkers of types are to find out names that are misspelt.
+    __getattr__, __dir__ = from_extras(globals(), _BY_EXTRAS)
