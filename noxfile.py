@@ -163,21 +163,23 @@ def types(session: nox.Session) -> None:
         session.error(report)
 
 
+# On all cores, up to four: some tests wait for processes and threads of theirs.
+SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+
+
 def unit_tests(session: nox.Session) -> None:
     """Run the tests on one Python; on this one with branch coverage."""
     install(session, "tests")
     pytest = ["python", "-m", "pytest"]
-    # On all cores, up to four: some tests wait for processes and threads of theirs.
-    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
     is_running = session.name == f"tests-{RUNNING}"
     without_dask = {"TRIO_POOL_WITHOUT_DASK": "1"}
     if session.posargs:
         session.run(*pytest, *session.posargs)
     elif is_running:
         measured = ["--cov", "--cov-report=term"]
-        session.run(*pytest, *spread, *measured, env=without_dask)
+        session.run(*pytest, *SPREAD, *measured, env=without_dask)
     else:
-        session.run(*pytest, *spread, env=without_dask)
+        session.run(*pytest, *SPREAD, env=without_dask)
     if is_running:
         # pytest's summary is the last word, unless something has failed.
         logging.getLogger("nox").setLevel(logging.ERROR)
@@ -234,9 +236,7 @@ def dask(session: nox.Session) -> None:
     tests = ["tests/test_offload_dask.py", "tests/test_conformance.py"]
     part = "values or stopped or killed_process or never_starts or sent or program"
     chosen = [*tests, "-k", f"test_offload_dask or (dask and ({part}))"]
-    spread = ["-n", "auto", "--maxprocesses", "2", "--dist", "worksteal"]
-    pytest = ["python", "-m", "pytest", *spread]
-    session.run(*pytest, *(session.posargs or chosen))
+    session.run("python", "-m", "pytest", *SPREAD, *(session.posargs or chosen))
 
 
 @nox.session

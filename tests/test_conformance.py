@@ -117,6 +117,20 @@ async def check_usable(pool: Pool[Item, Any]) -> None:
     assert_books_balance(pool)
 
 
+async def check_left_behind(
+    pool: Pool[Item, Any], traces: Traces, *, seconds: float, timeout: float
+) -> None:
+    """See that a job of so many seconds goes on, and its worker takes no other."""
+    item = Item("burn", seconds, 1, str(traces.path))
+    with pytest.raises(JobTimeout):
+        await pool.process(item, timeout=timeout)
+    assert [what for what, *_ in traces.lines()][-1] == "beat"
+    await pool.process(Item("echo", 1, 2, str(traces.path)))
+    whats = [(what, number) for what, number, _ in traces.lines()]
+    assert whats.index(("end", 1)) < whats.index(("start", 2))
+    assert pool.statistics().restarts == 0
+
+
 # ----------------------------------------------------------------------
 # As if called directly.
 
@@ -280,15 +294,8 @@ async def test_a_job_that_is_left_behind_keeps_its_worker_from_others(
     backend: Backend, traces: Traces
 ) -> None:
     worker = backend.worker(act, abandon_on_cancel=True)
-    item = Item("burn", 0.4, 1, str(traces.path))
     async with open_pool(1, worker=worker) as pool:
-        with pytest.raises(JobTimeout):
-            await pool.process(item, timeout=0.1)
-        assert [what for what, *_ in traces.lines()][-1] == "beat"
-        await pool.process(Item("echo", 1, 2, str(traces.path)))
-        whats = [(what, number) for what, number, _ in traces.lines()]
-        assert whats.index(("end", 1)) < whats.index(("start", 2))
-        assert pool.statistics().restarts == 0
+        await check_left_behind(pool, traces, seconds=0.4, timeout=0.1)
         await check_usable(pool)
 
 

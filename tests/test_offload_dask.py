@@ -27,8 +27,9 @@ from offloaded import (
     kill,
     until,
 )
+from test_conformance import check_left_behind
 
-from trio_pool import JobTimeout, Restart, WorkerCrashed, offload, open_pool
+from trio_pool import Restart, WorkerCrashed, offload, open_pool
 from trio_pool.offload import EngineError
 from trio_pool.testing import assert_books_balance, settle
 
@@ -129,16 +130,9 @@ async def test_a_pool_larger_than_the_cluster_is_refused(cluster: Cluster) -> No
 async def test_a_job_that_is_cancelled_goes_on_and_keeps_its_worker(
     cluster: Cluster, traces: Traces
 ) -> None:
-    item = Item("burn", 1.0, 1, str(traces.path))
     with trio.fail_after(60):
         async with open_pool(1, worker=cluster.worker()) as pool:
-            with pytest.raises(JobTimeout):
-                await pool.process(item, timeout=0.3)
-            assert [what for what, *_ in traces.lines()][-1] == "beat"
-            await pool.process(Item("echo", 1, 2, str(traces.path)))
-            whats = [(what, number) for what, number, _ in traces.lines()]
-            assert whats.index(("end", 1)) < whats.index(("start", 2))
-            assert pool.statistics().restarts == 0
+            await check_left_behind(pool, traces, seconds=1.0, timeout=0.3)
             await check_usable(pool)
 
 

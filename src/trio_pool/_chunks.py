@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ._batch import Batch
     from ._job import Job, Terms
-    from ._worker import Handler, Many, Worker
+    from ._worker import Handler, OtherEnd, Worker
 
 # A measured chunk is as large as it takes for the call to cost this share of what
 # its items do, and no larger than what can well be lost or waited for.
@@ -63,7 +63,7 @@ class ChunkSize:
 
 @enable_ki_protection
 async def call_in_chunks(
-    worker: Worker, handler: Handler, many: Many, job_input: Any
+    worker: Worker, handler: Handler, other_end: OtherEnd, job_input: Any
 ) -> Any:
     """Call for one job; for an item of a batch, with others that come after it.
 
@@ -88,7 +88,7 @@ async def call_in_chunks(
         if batch.stopped:
             # Its input has failed.
             await checkpoint()
-        outcomes, seconds = await _call(many, [each.input for each in jobs])
+        outcomes, seconds = await _call(other_end.many, [each.input for each in jobs])
     except BaseException as error:
         outcomes = [outcome.Error(error)] * len(jobs)
         seconds = worker.dispatch.stamp() - job.started_at

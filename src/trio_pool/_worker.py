@@ -58,7 +58,6 @@ Handler: TypeAlias = "Callable[[Any], Awaitable[Any]]"
 """What a worker does with a job. It may have an ``async ready()``, which is awaited
 before each job is taken; and, if it is one of ours, an end elsewhere.
 """
-Many: TypeAlias = "Callable[[list[Any]], Awaitable[tuple[list[Outcome[Any]], float]]]"
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Handler]] | NoSetup"
 
 _DONE = JobState.DONE
@@ -173,7 +172,6 @@ class Worker:
         "_fetch",
         "_last_words",
         "_life",
-        "_many",
         "_other_end",
         "_points",
         "_ready",
@@ -255,7 +253,6 @@ class Worker:
         self._shown = inf
         """The deadline that handlers see."""
         self._other_end: OtherEnd | None = None
-        self._many: Many | None = None
         self._points = -1
         self._rested = 0.0
         """When it last let other tasks run, and trio's count of it."""
@@ -314,6 +311,9 @@ class Worker:
         if self.is_getting_ready:
             self.cancel_job("trio_pool: the worker is not wanted any more")
 
+    def _is_spent(self) -> bool:
+        return self._other_end is not None and self._other_end.spent
+
     def _replace(self) -> None:
         """Leave after the current job, as what was set up for it is spent."""
         if self.lease is not None:
@@ -324,7 +324,7 @@ class Worker:
         """Take back `retire`, if it is not too late."""
         if self.state is WorkerState.BUSY:
             self.retiring = False
-            self.leaving = self._other_end is not None and self._other_end.spent
+            self.leaving = self._is_spent()
             self.set_gate()
         return not self.retiring
 
@@ -348,7 +348,7 @@ class Worker:
         except BaseException as error:
             trouble = error
         self._life = self._scope = self._status = None
-        self._ready = self._last_words = self._other_end = self._many = None
+        self._ready = self._last_words = self._other_end = None
         del supervisor.crew[self.task]
         if self.task.child_nurseries:
             forget_nurseries(self.task)
@@ -474,8 +474,7 @@ class Worker:
         # What has to be asked about each start is asked one by one.
         if self._other_end is None or supervisor.dispatch.guarded:
             return call
-        self._many = self._other_end.many
-        return partial(call_in_chunks, self, handler, self._many)
+        return partial(call_in_chunks, self, handler, self._other_end)
 
     def _new_scope(self) -> trio.CancelScope:
         scope = self._scope = trio.CancelScope()
@@ -689,7 +688,7 @@ class Worker:
         """Decide what an error means, and answer; measured before it is told."""
         dispatch = self.dispatch
         dispatch.runs.pending.append(dispatch.stamp() - job.started_at)
-        if self._other_end is not None and self._other_end.spent:
+        if self._is_spent():
             self._replace()
         self.settle_error(job, error)
         if self.task._cancel_status is not self._status:
@@ -701,7 +700,7 @@ class Worker:
             not job.terms.before
             and self._ready is None
             and batch.is_alone()
-            and not (self._many or job.terms.put_back)
+            and not (self._other_end or job.terms.put_back)
         )
 
     async def _get_ready(self, ready: Callable[[], Awaitable[object]]) -> None:

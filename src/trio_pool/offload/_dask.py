@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 import trio
 
 from .._checks import check_seconds, refuse
+from .._events import In, Out
 from . import _shim
 from ._bridge import wait_future
-from ._dask_actor import LEAVING, Actor, Loop, Lost, by_value, deadline
+from ._dask_actor import LEAVING, Actor, Loop, Lost, deadline, packed_with
 from ._dask_others import open_others
 from ._dask_own import open_own
 from ._errors import EngineError
 from ._remote import (
     PAYLOAD,
+    AnyHandler,
+    Handler,
+    OpenWorker,
     Payloads,
     Remote,
     Workers,
@@ -30,7 +34,7 @@ from ._remote import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
     from concurrent.futures import Future
     from contextlib import AbstractAsyncContextManager
 
@@ -39,8 +43,6 @@ if TYPE_CHECKING:
     from ._dask_own import Own
     from ._shim import Report
 
-In = TypeVar("In")
-Out = TypeVar("Out")
 State = TypeVar("State")
 
 
@@ -53,7 +55,7 @@ def on_dask(
     connect_timeout: float = 10.0,
     kill_on_cancel: bool = False,
     warn_above: int = PAYLOAD,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]: ...
+) -> OpenWorker[In, Out]: ...
 
 
 @overload
@@ -65,7 +67,7 @@ def on_dask(
     connect_timeout: float = 10.0,
     kill_on_cancel: bool = False,
     warn_above: int = PAYLOAD,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]: ...
+) -> OpenWorker[In, Out]: ...
 
 
 def on_dask(
@@ -110,7 +112,7 @@ async def _open_shared(
     work: bytes,
     payloads: Payloads,
     _: int,
-) -> AsyncGenerator[Callable[[], AbstractAsyncContextManager[Any]], None]:
+) -> AsyncGenerator[OpenWorker[Any, Any], None]:
     loop = Loop()
     try:
         async with opening(loop) as cluster:
@@ -123,12 +125,12 @@ async def _open_shared(
 @asynccontextmanager
 async def _open_worker(
     cluster: Own | Others, work: bytes, payloads: Payloads
-) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+) -> AsyncGenerator[AnyHandler, None]:
     async with cluster.place() as place:
         engine = _OnDask(cluster.loop, place)
         try:
             await engine.start(work, cluster.timeout)
-            yield Remote(engine, payloads)
+            yield Handler(Remote(engine, payloads))
         finally:
             engine.close()
 
@@ -149,7 +151,7 @@ class _OnDask:
         """Make the actor, and have it set up."""
         host = _shim.Host(work, self._actor.key)
         # Dask looks the type of an actor up, and there is no other everywhere.
-        packed = by_value(SimpleNamespace(run=host.run, set_up=host.set_up), _shim)
+        packed = packed_with(SimpleNamespace(run=host.run, set_up=host.set_up), _shim)
         at = f"the Dask worker at {self._place.address}"
         try:
             with deadline(timeout, f"{at} has not made an actor"):

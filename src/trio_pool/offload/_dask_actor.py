@@ -17,9 +17,11 @@ import trio
 
 from ._bridge import wait_future
 from ._errors import EngineError
+from ._remote import by_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
+    from types import ModuleType
 
     from ._shim import Report
 
@@ -67,15 +69,10 @@ def deadline(seconds: float, what: str) -> Generator[None, None, None]:
         raise EngineError(f"{what} within {seconds:g} seconds") from error
 
 
-def by_value(thing: Any, *modules: Any) -> bytes:
-    """Pickle a thing for where its modules cannot be imported, or take too long."""
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
+def packed_with(thing: Any, *modules: ModuleType) -> bytes:
+    """Pickle a thing with the modules that it is of."""
+    with by_value(cloudpickle, *modules):
         packed: bytes = cloudpickle.dumps(thing)
-    finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
     return packed
 
 

@@ -25,6 +25,7 @@ from ._dask_actor import (
     workers_of,
 )
 from ._errors import EngineError
+from ._remote import await_one
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -70,8 +71,9 @@ class Others:
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[_Guest, None]:
         """Have a process that no other worker of this pool has."""
-        if self._left:
-            await self._wait_for_left()
+        left = await await_one(self._left, _Guest.end_of_left)
+        if left is not None:
+            self._taken.discard(left.address)
         self._guests += 1
         try:
             guest = await self._find()
@@ -84,18 +86,6 @@ class Others:
                     self._left.append(guest)
         finally:
             self._guests -= 1
-
-    async def _wait_for_left(self) -> None:
-        """Wait for a call that was left running: another would be one too many."""
-        guest = self._left.pop()
-        assert guest.left is not None
-        try:
-            with suppress(Lost):
-                await wait_future(guest.left, abandon_on_cancel=True, may_cancel=False)
-        except BaseException:
-            self._left.append(guest)
-            raise
-        self._taken.discard(guest.address)
 
     async def _find(self) -> _Guest:
         workers: dict[str, Any] | None = None
@@ -112,6 +102,11 @@ class Others:
             raise EngineError(f"{at} within connect_timeout={self.timeout:g} seconds")
         most = f"at most the number of workers at {self.address}, which is"
         raise ValueError(refuse("size", self._guests, f"{most} {len(workers)}"))
+
+
+async def _end_of(call: Future[Any]) -> None:
+    with suppress(Lost):
+        await wait_future(call, abandon_on_cancel=True, may_cancel=False)
 
 
 @final
@@ -135,13 +130,17 @@ class _Guest:
             with trio.move_on_after(DYING, shield=True):
                 with suppress(OSError):
                     await self._cluster.loop.run(self._kill())
-                with suppress(Lost):
-                    await wait_future(call, abandon_on_cancel=True, may_cancel=False)
+                await _end_of(call)
             if not call.done():
                 log.warning("the Dask worker at %s could not be killed", self.address)
         if not call.done():
             self.left = call
         return call.done()
+
+    async def end_of_left(self) -> None:
+        """Wait for the end of a call that was left running."""
+        assert self.left is not None
+        await _end_of(self.left)
 
     async def _kill(self) -> None:
         args = self.client.connection_args

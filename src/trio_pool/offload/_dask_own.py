@@ -25,10 +25,10 @@ from ._dask_actor import (
     LEAVING,
     LOOK,
     STARTING,
-    by_value,
     close_client,
     connect_client,
     deadline,
+    packed_with,
     workers_of,
 )
 from ._errors import EngineError
@@ -125,7 +125,7 @@ class _Child:
         )
         try:
             await child.say(pickle.dumps(sys.path))
-            await child.say(by_value(fn, sys.modules[__name__], _lifeline))
+            await child.say(packed_with(fn, sys.modules[__name__], _lifeline))
         except BaseException:
             await child.kill()
             raise

@@ -5,34 +5,35 @@ from __future__ import annotations
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, final
 
 import outcome
 import trio
 
 from .._checks import is_async, refuse
 from .._errors import WorkerGone
+from .._events import In, Out
 from ._bridge import wait_future
-from ._errors import EngineError, RemoteError
+from ._errors import EngineError
 from ._remote import (
     PAYLOAD,
+    AnyHandler,
+    Handler,
+    OpenWorker,
     Payloads,
     Workers,
+    await_one,
     check_flag,
     check_work,
     never_begun,
     opened,
+    refused_argument,
     takes,
-    unwrap,
 )
 from ._shim import HOME, Report, run_anywhere
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+    from collections.abc import AsyncGenerator, Callable
 
 
 def on_executor(
@@ -40,7 +41,7 @@ def on_executor(
     fn: Callable[[In], Out],
     *,
     abandon_on_cancel: bool = False,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]:
+) -> OpenWorker[In, Out]:
     """Run ``fn(item)`` on an executor that all workers share, one job each.
 
     ``factory`` makes the executor; it is shut down with the last worker. What
@@ -70,7 +71,7 @@ def check_factory(factory: object) -> None:
 @asynccontextmanager
 async def _open_shared(
     factory: Callable[[], Executor], fn: Callable[[Any], Any], abandon: bool, size: int
-) -> AsyncGenerator[Callable[[], AbstractAsyncContextManager[Any]], None]:
+) -> AsyncGenerator[OpenWorker[Any, Any], None]:
     shared = _Shared(factory)
     try:
         yield partial(_open_worker, shared, fn, abandon)
@@ -81,11 +82,11 @@ async def _open_shared(
 @asynccontextmanager
 async def _open_worker(
     shared: _Shared, fn: Callable[[Any], Any], abandon: bool
-) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+) -> AsyncGenerator[AnyHandler, None]:
     await shared.wait_for_place()
-    handler = _OnExecutor(shared, fn, abandon)
-    await handler.try_out()
-    yield handler
+    other_end = _OnExecutor(shared, fn, abandon)
+    await other_end.try_out()
+    yield Handler(other_end)
 
 
 @final
@@ -124,15 +125,7 @@ class _Shared:
 
     async def wait_for_place(self) -> None:
         """Wait for one of those that were left behind, if there are any."""
-        if not self._left_behind:
-            return
-        future = self._left_behind.pop()
-        try:
-            with suppress(Exception):
-                await wait_future(future, abandon_on_cancel=True, may_cancel=False)
-        except BaseException:
-            self._left_behind.append(future)
-            raise
+        await await_one(self._left_behind, _end_of)
 
     async def shut_down(self) -> None:
         """Let the executor go, and wait for it unless it has been left running."""
@@ -143,9 +136,14 @@ class _Shared:
                 await trio.to_thread.run_sync(partial(executor.shutdown, wait=wait))
 
 
+async def _end_of(future: Future[Any]) -> None:
+    with suppress(Exception):
+        await wait_future(future, abandon_on_cancel=True, may_cancel=False)
+
+
 @final
 class _OnExecutor:
-    """The handler of a worker: one call on the shared executor at a time."""
+    """The other end of a worker: one call on the shared executor at a time."""
 
     spent = False
 
@@ -173,22 +171,14 @@ class _OnExecutor:
             text = f"{refuse('fn', self._fn, expected)}: {reason}"
             raise TypeError(text) from error
 
-    @property
-    def __trio_pool__(self) -> Self:
-        return self
-
-    async def __call__(self, job_input: Any) -> Any:
-        """Run a job."""
-        outcomes, _ = await self.many([job_input])
-        return unwrap(outcomes)
-
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""
         try:
             seconds, fates = await self._call(items)
         except _Refused as refused:
             if len(items) == 1:
-                return [outcome.Error(refused.error_of(items[0]))], 0.0
+                error = refused_argument(items[0], refused.__cause__)
+                return [outcome.Error(error)], 0.0
             # One of them cannot be sent, and none has been.
             results: list[outcome.Outcome[Any]] = []
             seconds = 0.0
@@ -237,9 +227,3 @@ class _OnExecutor:
 @final
 class _Refused(Exception):
     """The executor could not send a call."""
-
-    def error_of(self, item: Any) -> RemoteError:
-        """Make what the job of an item is to raise."""
-        cause = self.__cause__
-        name = f"{type(item).__module__}.{type(item).__qualname__}"
-        return RemoteError("argument", name, f"{type(cause).__name__}: {cause}", False)

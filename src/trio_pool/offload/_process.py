@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 import trio_parallel
 from trio_parallel import BrokenWorkerError
 
-from .._events import log
+from .._events import In, Out, log
 from . import _child
 from ._errors import EngineError
 from ._remote import (
     PAYLOAD,
+    AnyHandler,
+    Handler,
+    OpenWorker,
     Payloads,
     Remote,
     check_work,
@@ -27,15 +30,13 @@ from ._remote import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from trio_parallel import WorkerContext
 
     from ._shim import Fate, Report
 
-In = TypeVar("In")
-Out = TypeVar("Out")
 State = TypeVar("State")
 
 # Seconds that an idle process gets to leave by itself, and then it is killed.
@@ -48,7 +49,7 @@ def in_process(
     *,
     setup: Callable[[], object] | None = None,
     warn_above: int = PAYLOAD,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]: ...
+) -> OpenWorker[In, Out]: ...
 
 
 @overload
@@ -57,7 +58,7 @@ def in_process(
     *,
     setup: Callable[[], State],
     warn_above: int = PAYLOAD,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]: ...
+) -> OpenWorker[In, Out]: ...
 
 
 def in_process(
@@ -91,7 +92,7 @@ def in_process(
 @asynccontextmanager
 async def _open_worker(
     work: bytes, payloads: Payloads
-) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+) -> AsyncGenerator[AnyHandler, None]:
     stack = trio_parallel.open_worker_context(
         idle_timeout=math.inf, grace_period=_LEAVING
     )
@@ -100,7 +101,7 @@ async def _open_worker(
         async with _Forgiving(stack) as context:
             engine = _Process(context)
             await engine.start(work)
-            yield Remote(engine, payloads)
+            yield Handler(Remote(engine, payloads))
     finally:
         if engine is not None:
             engine.end_children()

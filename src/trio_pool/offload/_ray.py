@@ -21,16 +21,20 @@ from trio.lowlevel import enable_ki_protection
 
 from .._checks import check_seconds, refuse
 from .._errors import WorkerGone
-from .._events import log
+from .._events import In, Out, log
 from . import _shim
 from ._bridge import wait_future
 from ._errors import EngineError
-from ._ray_place import Place, in_thread, lock
+from ._ray_place import Place, call_ray, lock
 from ._remote import (
     PAYLOAD,
+    AnyHandler,
+    Handler,
+    OpenWorker,
     Payloads,
     Remote,
     Workers,
+    by_value,
     check_work,
     lost,
     open_setup,
@@ -38,13 +42,10 @@ from ._remote import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, Callable
 
     from ._shim import Report
 
-In = TypeVar("In")
-Out = TypeVar("Out")
 State = TypeVar("State")
 
 # Bytes up to which Ray sends a call along with what it is for. With more it asks
@@ -65,7 +66,7 @@ def on_ray(
     setup: Callable[[], object] | None = None,
     connect_timeout: float = 30.0,
     warn_above: int = PAYLOAD,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]: ...
+) -> OpenWorker[In, Out]: ...
 
 
 @overload
@@ -76,7 +77,7 @@ def on_ray(
     address: str | None = None,
     connect_timeout: float = 30.0,
     warn_above: int = PAYLOAD,
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]: ...
+) -> OpenWorker[In, Out]: ...
 
 
 def on_ray(
@@ -121,7 +122,7 @@ def _check_address(address: object) -> None:
 @asynccontextmanager
 async def _open_shared(
     address: str | None, timeout: float, work: bytes, payloads: Payloads, size: int
-) -> AsyncGenerator[Callable[[], AbstractAsyncContextManager[Any]], None]:
+) -> AsyncGenerator[OpenWorker[Any, Any], None]:
     place = Place(address, timeout)
     try:
         await place.enter(size)
@@ -133,12 +134,12 @@ async def _open_shared(
 @asynccontextmanager
 async def _open_worker(
     place: Place, work: bytes, payloads: Payloads
-) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+) -> AsyncGenerator[AnyHandler, None]:
     engine = _Actor(place)
     place.slots += 1
     try:
         await engine.start(work)
-        yield Remote(engine, payloads)
+        yield Handler(Remote(engine, payloads))
     finally:
         place.slots -= 1
         await engine.end()
@@ -168,22 +169,14 @@ class _Hosting(_shim.Host):
 
 def _create(cpus: int, work: bytes, incarnation: str) -> Any:
     """Have Ray begin an actor, somewhere that need not have this package."""
-    modules = _shim, sys.modules[__name__]
     if not ray.is_initialized():
         # It would start another one.
         raise EngineError("the program has shut Ray down under its pool")
     kind: Any = ray.remote(_Hosting)
     # One thread at a time, as each takes back what it has asked for.
-    with lock:
-        for module in modules:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            return kind.options(
-                num_cpus=cpus, max_restarts=0, max_task_retries=0
-            ).remote(work, incarnation)
-        finally:
-            for module in modules:
-                cloudpickle.unregister_pickle_by_value(module)
+    with lock, by_value(cloudpickle, _shim, sys.modules[__name__]):
+        options = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
+        return kind.options(**options).remote(work, incarnation)
 
 
 @final
@@ -208,7 +201,7 @@ class _Actor:
         place = self._place
         try:
             with trio.move_on_after(place.timeout) as scope:
-                self._actor = await in_thread(
+                self._actor = await call_ray(
                     _create, place.cpus, work, self._incarnation
                 )
                 self._find(*await self._ask(self._actor.begin, place.path))
@@ -268,7 +261,7 @@ class _Actor:
         self._calls += 1
         call = pickle.dumps((self._incarnation, self._calls, items))
         send = partial(self._actor.run_packed.remote, call)
-        ref = send() if len(call) < _INLINE else await in_thread(send)
+        ref = send() if len(call) < _INLINE else await call_ray(send)
         future: Future[bytes] = ref.future()
         self._running = future
         report = await wait_future(future, may_cancel=False, abandon_on_cancel=True)
@@ -311,7 +304,7 @@ class _Actor:
             with trio.move_on_after(_KILLING):
                 if ray.is_initialized():
                     with suppress(Exception):
-                        await in_thread(ray.kill, self._actor)
+                        await call_ray(ray.kill, self._actor)
                 if self._has_begun:
                     await self._await_death()
                 return

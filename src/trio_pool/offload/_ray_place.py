@@ -158,7 +158,7 @@ class Place:
         """Say why an actor did not begin in time."""
         found: dict[str, float] = {}
         with trio.move_on_after(_ASKING):
-            found = await in_thread(ray.cluster_resources)
+            found = await call_ray(ray.cluster_resources)
         has = int(found.get("CPU", 0))
         if found and has < self.slots * self.cpus:
             expected = f"at most {has}, the number of the cluster's CPUs"
@@ -175,7 +175,7 @@ async def _knock(address: str) -> None:
     await stream.aclose()
 
 
-async def in_thread(fn: Callable[..., Any], *args: Any) -> Any:
+async def call_ray(fn: Callable[..., Any], *args: Any) -> Any:
     """Call what may have to wait for Ray; cancelled, leave it behind."""
     # No other threads of the program's can keep it waiting.
     limiter = trio.CapacityLimiter(1)

@@ -5,16 +5,25 @@ from __future__ import annotations
 import inspect
 import pickle
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, Self, final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 import outcome
 
 from .._checks import check_count, is_async, refuse
 from .._errors import WorkerGone
+from .._events import In, Out
+from .._worker import OtherEnd
 from ._errors import EngineError, PayloadWarning, RemoteError
 from ._shim import ERROR, EXIT, HERE, KEPT, UNSENT, VALUE, Fate, Report, pack
+
+T = TypeVar("T")
 
 PAYLOAD = 10_000_000
 """Bytes from which on a job is warned of: pickling them takes 8 to 30 ms."""
@@ -39,7 +48,11 @@ class Engine(Protocol):
         ...
 
 
-OpenWorker = Callable[[], AbstractAsyncContextManager[Callable[[Any], Awaitable[Any]]]]
+AnyHandler: TypeAlias = Callable[[Any], Awaitable[Any]]
+OpenWorker: TypeAlias = Callable[
+    [], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]
+]
+"""What `open_pool` takes as ``worker=``."""
 
 
 @final
@@ -47,16 +60,19 @@ class Workers:
     """Workers that share something, such as a cluster, as long as their pool is."""
 
     def __init__(
-        self, open_shared: Callable[[int], AbstractAsyncContextManager[OpenWorker]]
+        self,
+        open_shared: Callable[[int], AbstractAsyncContextManager[OpenWorker[Any, Any]]],
     ) -> None:
         self._open_shared = open_shared
 
-    def around_pool(self, size: int) -> AbstractAsyncContextManager[OpenWorker]:
+    def around_pool(
+        self, size: int
+    ) -> AbstractAsyncContextManager[OpenWorker[Any, Any]]:
         """Open what the workers of a pool of this size share, around its life."""
         return self._open_shared(size)
 
     @asynccontextmanager
-    async def __call__(self) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
+    async def __call__(self) -> AsyncGenerator[AnyHandler, None]:
         """Open one worker that shares it with nobody."""
         async with self._open_shared(1) as open_worker:
             async with open_worker() as handler:
@@ -85,8 +101,29 @@ class Payloads:
 
 
 @final
+class Handler:
+    """The handler of a worker whose jobs run at an other end."""
+
+    def __init__(self, other_end: OtherEnd) -> None:
+        # By which the pool knows it.
+        self.__trio_pool__ = other_end
+
+    async def __call__(self, job_input: Any) -> Any:
+        """Run a job."""
+        outcomes, _ = await self.__trio_pool__.many([job_input])
+        result = outcomes.pop()
+        if isinstance(result, outcome.Value):
+            return result.value
+        assert isinstance(result, outcome.Error)
+        try:
+            raise result.error
+        finally:
+            del result
+
+
+@final
 class Remote:
-    """The handler of a worker whose jobs run at the other end of an engine."""
+    """The other end of a worker in an engine, to which all is sent as bytes."""
 
     def __init__(self, engine: Engine, payloads: Payloads) -> None:
         self._engine = engine
@@ -97,15 +134,6 @@ class Remote:
         """Whether the worker has to be replaced, as planned."""
         return self._engine.spent
 
-    @property
-    def __trio_pool__(self) -> Self:
-        return self
-
-    async def __call__(self, job_input: Any) -> Any:
-        """Run a job."""
-        outcomes, _ = await self.many([job_input])
-        return unwrap(outcomes)
-
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""
         packed: list[bytes] = []
@@ -114,10 +142,7 @@ class Remote:
             try:
                 packed.append(pack(item))
             except Exception as error:
-                name = f"{type(item).__module__}.{type(item).__qualname__}"
-                reason = f"{type(error).__name__}: {error}"
-                refused = RemoteError("argument", name, reason, False)
-                unsendable[number] = outcome.Error(refused)
+                unsendable[number] = outcome.Error(refused_argument(item, error))
         self._payloads.look(sum(map(len, packed)), "argument")
         seconds: float = 0.0
         fates: list[Fate] = []
@@ -129,16 +154,43 @@ class Remote:
         return results, seconds
 
 
-def unwrap(outcomes: list[outcome.Outcome[Any]]) -> Any:
-    """Return the value of the one outcome there is, or raise its error."""
-    result = outcomes.pop()
-    if isinstance(result, outcome.Value):
-        return result.value
-    assert isinstance(result, outcome.Error)
+def refused_argument(item: object, error: BaseException | None) -> RemoteError:
+    """Make the error of a job whose input cannot be sent."""
+    name = f"{type(item).__module__}.{type(item).__qualname__}"
+    return RemoteError("argument", name, f"{type(error).__name__}: {error}", False)
+
+
+async def await_one(
+    left_behind: list[T], end_of: Callable[[T], Awaitable[object]]
+) -> T | None:
+    """Wait for one of the calls that were left running, if there are any.
+
+    Each still has the place of a worker, and another call would be one too many.
+    """
+    if not left_behind:
+        return None
+    one = left_behind.pop()
     try:
-        raise result.error
+        await end_of(one)
+    except BaseException:
+        left_behind.append(one)
+        raise
+    return one
+
+
+@contextmanager
+def by_value(cloudpickle: Any, *modules: ModuleType) -> Generator[None, None, None]:
+    """Have what is defined in modules pickled as it is, in this block.
+
+    It is for where they cannot be imported, or take too long.
+    """
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
     finally:
-        del result
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def opened(

@@ -133,21 +133,25 @@ class Host:
         begun = perf_counter()
         for packed in items:
             item, trouble = _loaded(packed)
-            fate = trouble or self._run_one(item)
+            fate = trouble or _run_one(self._fn, item)
             fates.append(fate)
             if is_exit(fate):
                 break
         return perf_counter() - begun, fates
 
-    def _run_one(self, item: Any) -> Fate:
-        try:
-            value = self._fn(item)
-        except BaseException as error:
-            return pack_error(_trimmed(error))
-        try:
-            return VALUE, pack(value)
-        except BaseException as reason:
-            return unsent("result", value, reason)
+
+def _run_one(fn: Any, item: Any, is_here: bool = False) -> Fate:
+    try:
+        value = fn(item)
+    except BaseException as error:
+        _trimmed(error)
+        return (HERE, error) if is_here else pack_error(error)
+    if is_here:
+        return KEPT, value
+    try:
+        return VALUE, pack(value)
+    except BaseException as reason:
+        return unsent("result", value, reason)
 
 
 def _trimmed(error: BaseException) -> BaseException:
@@ -164,7 +168,10 @@ _FILE = Host.run.__code__.co_filename
 
 def is_exit(fate: Fate) -> bool:
     """Say whether an item has ended more than itself, such as by ``sys.exit()``."""
-    return fate[0] == EXIT or (fate[0] == UNSENT and fate[1][4] == EXIT)
+    how, what = fate
+    if how == HERE:
+        return not isinstance(what, Exception)
+    return how == EXIT or (how == UNSENT and what[4] == EXIT)
 
 
 def run_anywhere(home: object, fn: Any, items: list[Any]) -> Report:
@@ -173,19 +180,8 @@ def run_anywhere(home: object, fn: Any, items: list[Any]) -> Report:
     fates: list[Fate] = []
     begun = perf_counter()
     for item in items:
-        try:
-            value = fn(item)
-        except BaseException as error:
-            _trimmed(error)
-            fates.append((HERE, error) if is_here else pack_error(error))
-            if not isinstance(error, Exception):
-                break
-            continue
-        if is_here:
-            fates.append((KEPT, value))
-            continue
-        try:
-            fates.append((VALUE, pack(value)))
-        except BaseException as reason:
-            fates.append(unsent("result", value, reason))
+        fate = _run_one(fn, item, is_here)
+        fates.append(fate)
+        if is_exit(fate):
+            break
     return perf_counter() - begun, fates

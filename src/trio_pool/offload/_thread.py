@@ -7,26 +7,30 @@ from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import outcome
 import trio
 
 from .._checks import refuse
-from .._errors import WorkerGone
-from ._remote import OpenWorker, Workers, check_flag, check_work
+from .._events import In, Out
+from ._remote import (
+    AnyHandler,
+    OpenWorker,
+    Workers,
+    await_one,
+    check_flag,
+    check_work,
+    never_begun,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+    from collections.abc import AsyncGenerator, Callable
 
 
 def in_thread(
     fn: Callable[[In], Out], *, abandon_on_cancel: bool = False
-) -> Callable[[], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]]:
+) -> OpenWorker[In, Out]:
     """Run ``fn(item)`` in a thread for each worker: ``open_pool(n, worker=...)``.
 
     It sees the caller's context variables, and may call back by
@@ -45,7 +49,7 @@ def in_thread(
 @asynccontextmanager
 async def _open_shared(
     fn: Callable[[Any], Any], abandon_on_cancel: bool, size: int
-) -> AsyncGenerator[OpenWorker, None]:
+) -> AsyncGenerator[OpenWorker[Any, Any], None]:
     left_behind: list[_Place] = []
     yield partial(_open_worker, fn, abandon_on_cancel, left_behind)
 
@@ -55,15 +59,8 @@ async def _open_worker(
     fn: Callable[[Any], Any],
     abandon_on_cancel: bool,
     left_behind: list[_Place],
-) -> AsyncGenerator[Callable[[Any], Awaitable[Any]], None]:
-    if left_behind:
-        # Another thread beside the one that was left behind would be one too many.
-        place = left_behind.pop()
-        try:
-            await place.free.wait()
-        except BaseException:
-            left_behind.append(place)
-            raise
+) -> AsyncGenerator[AnyHandler, None]:
+    await await_one(left_behind, lambda place: place.free.wait())
     handler = _InThread(fn, abandon_on_cancel)
     try:
         yield handler
@@ -127,9 +124,7 @@ class _InThread:
             limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
             abandon_on_cancel=self._abandon_on_cancel,
         )
-        never = WorkerGone(started=False)
-        results += [outcome.Error(never)] * (len(items) - len(results))
-        return results, seconds
+        return never_begun(results, len(items)), seconds
 
 
 def _run_all(
