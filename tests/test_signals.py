@@ -7,6 +7,7 @@ The processes are those of `interrupted.py`. By default there are 15 of them; wi
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, suppress
 from linecache import getline
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ from trio_pool import (
     WorkerCrashed,
     open_pool,
 )
-from trio_pool._worker import _is_ours
+from trio_pool._supervisor import Supervisor
+from trio_pool._worker import Worker, _is_ours
 from trio_pool.testing import settle
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
@@ -150,6 +152,47 @@ def test_ctrl_c_twice_costs_one_cleanup_at_most(
         assert report["set up"] == WORKERS, report
         assert report["cleaned up"] >= WORKERS - 1, report
         assert "TrioInternalError" not in errors, report
+
+
+def jumps_from_outside(code: CodeType) -> list[int]:
+    """Return the lines of the jumps into a block that are not in it themselves.
+
+    From 3.12 on the jump back of a loop with a condition is left out of the table
+    of exceptions, so that Ctrl-C there leaves the block without its end.
+    """
+    instructions = dis.Bytecode(code)
+    blocks = [entry for entry in instructions.exception_entries if entry.depth]
+
+    def block_of(offset: int) -> int | None:
+        within = (b.target for b in blocks if b.start <= offset < b.end)
+        return next(within, None)
+
+    return [
+        each.positions.lineno
+        for each in instructions
+        if each.opname.startswith("JUMP_BACKWARD") and each.positions is not None
+        # What has no line is run where an `await` has failed.
+        if each.positions.lineno is not None and "NO_INTERRUPT" not in each.opname
+        if block_of(each.argval) not in (None, block_of(each.offset))
+    ]
+
+
+def while_in_a_block(items: list[int]) -> None:
+    with suppress(IndexError):
+        while items:
+            items.pop()
+
+
+@pytest.mark.parametrize("method", [Worker.serve, Supervisor.shut_down])
+def test_ctrl_c_finds_the_end_of_the_block_around_a_loop(
+    method: Callable[..., Any],
+) -> None:
+    assert jumps_from_outside(method.__code__) == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="each has its block there")
+def test_a_loop_whose_jump_is_outside_of_its_block_is_found() -> None:
+    assert jumps_from_outside(while_in_a_block.__code__)
 
 
 # Where it lands in the task of a caller: in any line of the pool.

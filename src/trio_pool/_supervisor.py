@@ -604,7 +604,10 @@ class Supervisor:
         closing = self.close()
         deadline = trio.current_time() + grace
         with trio.move_on_at(deadline):
-            while not dispatch.stopping and not dispatch.is_drained():
+            # As in a worker, so that Ctrl-C always leaves the block.
+            while True:
+                if dispatch.stopping or dispatch.is_drained():
+                    break
                 await dispatch.park_until_drained()
             if not dispatch.stopping:
                 self.let_go()

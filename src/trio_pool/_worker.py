@@ -447,7 +447,11 @@ class Worker:
         while not self.leaving or self.lease is not None or self.job is not None:
             with self._new_scope():
                 job = await self._next_job()
-                while job is not None:
+                # With a condition of its own, the loop's jump back would be outside
+                # of the block on 3.12 and later, where Ctrl-C mostly lands.
+                while True:
+                    if job is None:
+                        break
                     # No local but `job` may keep anything of a caller alive.
                     pulls = job.batch is not None and self._may_pull(job, job.batch)
                     try:
