@@ -79,6 +79,8 @@ class OtherEnd:
         result: int = outcomes[0].unwrap()
         return result
 
+    one = __call__
+
     async def many(self, items: list[Item]) -> tuple[list[outcome.Outcome[int]], float]:
         assert not self.spent
         self.calls.append([item.number for item in items])

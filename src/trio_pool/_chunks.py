@@ -19,7 +19,7 @@ from ._errors import WorkerGone
 from ._job import raise_caught
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable
 
     from ._batch import Batch
     from ._job import Job, Terms
@@ -61,20 +61,30 @@ class ChunkSize:
         self.size = max(1, min(wanted, 2 * self.size))
 
 
+def caller_of(worker: Worker, other_end: OtherEnd) -> Handler:
+    """Return what runs the job of a worker at its other end."""
+    one = other_end.one
+
+    # No coroutine of its own: for most jobs there is nothing to do after.
+    def call(job_input: Any) -> Awaitable[Any]:
+        job = worker.job
+        assert job is not None
+        if job.batch is None or job.terms.before or job.terms.put_back:
+            return one(job_input)
+        return call_in_chunks(worker, other_end, job, job.batch)
+
+    return call
+
+
 @enable_ki_protection
 async def call_in_chunks(
-    worker: Worker, handler: Handler, other_end: OtherEnd, job_input: Any
+    worker: Worker, other_end: OtherEnd, job: Job, batch: Batch
 ) -> Any:
-    """Call for one job; for an item of a batch, with others that come after it.
+    """Call for an item of a batch, with others that come after it.
 
     Returns, or raises, what has become of the job that the worker has by then:
     all other items of the call have been answered.
     """
-    job = worker.job
-    assert job is not None
-    batch = job.batch
-    if batch is None or job.terms.before or job.terms.put_back:
-        return await _call(handler, job_input)
     jobs = [job]
     most = min(batch.chunk_size(), worker.jobs_left())
     if most > 1:
@@ -88,7 +98,7 @@ async def call_in_chunks(
         if batch.stopped:
             # Its input has failed.
             await checkpoint()
-        outcomes, seconds = await _call(other_end.many, [each.input for each in jobs])
+        outcomes, seconds = await _call(other_end, [each.input for each in jobs])
     except BaseException as error:
         outcomes = [outcome.Error(error)] * len(jobs)
         seconds = worker.dispatch.stamp() - job.started_at
@@ -109,8 +119,10 @@ async def call_in_chunks(
 
 
 @disable_ki_protection
-async def _call(handler: Callable[[Any], Any], job_input: Any) -> Any:
-    return await handler(job_input)
+async def _call(
+    other_end: OtherEnd, inputs: list[Any]
+) -> tuple[list[outcome.Outcome[Any]], float]:
+    return await other_end.many(inputs)
 
 
 async def _answer(

@@ -31,7 +31,7 @@ from trio.lowlevel import (
 )
 
 from ._checks import is_async
-from ._chunks import call_in_chunks
+from ._chunks import call_in_chunks, caller_of
 from ._current import CurrentJob, describe
 from ._dispatch import SHUT
 from ._errors import JobCancelled, JobTimeout, WorkerCrashed, WorkerGone
@@ -119,6 +119,10 @@ class OtherEnd(Protocol):
     @property
     def spent(self) -> bool:
         """Whether it was stopped with a job, and its worker is to be replaced."""
+        ...
+
+    def one(self, job_input: Any, /) -> Awaitable[Any]:
+        """Run a job; return its result, or raise its error."""
         ...
 
     async def many(self, inputs: list[Any], /) -> tuple[list[Outcome[Any]], float]:
@@ -478,7 +482,7 @@ class Worker:
         # What has to be asked about each start is asked one by one.
         if self._other_end is None or supervisor.dispatch.guarded:
             return call
-        return partial(call_in_chunks, self, handler, self._other_end)
+        return caller_of(self, self._other_end)
 
     def _new_scope(self) -> trio.CancelScope:
         scope = self._scope = trio.CancelScope()

@@ -23,6 +23,7 @@ from ._remote import (
     Payloads,
     Workers,
     await_one,
+    call_for_one,
     check_flag,
     check_work,
     never_begun,
@@ -33,7 +34,7 @@ from ._remote import (
 from ._shim import HOME, Report, run_anywhere
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 
 def on_executor(
@@ -170,6 +171,10 @@ class _OnExecutor:
             reason = f"{type(error).__name__}: {error}"
             text = f"{refuse('fn', self._fn, expected)}: {reason}"
             raise TypeError(text) from error
+
+    def one(self, job_input: Any) -> Awaitable[Any]:
+        """Run a job; return its result, or raise its error."""
+        return call_for_one(self.many, job_input)
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""

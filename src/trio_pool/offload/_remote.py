@@ -53,6 +53,9 @@ OpenWorker: TypeAlias = Callable[
     [], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]
 ]
 """What `open_pool` takes as ``worker=``."""
+Many: TypeAlias = Callable[
+    [list[Any]], Awaitable[tuple[list[outcome.Outcome[Any]], float]]
+]
 
 
 @final
@@ -110,15 +113,20 @@ class Handler:
 
     async def __call__(self, job_input: Any) -> Any:
         """Run a job."""
-        outcomes, _ = await self.__trio_pool__.many([job_input])
-        result = outcomes.pop()
-        if isinstance(result, outcome.Value):
-            return result.value
-        assert isinstance(result, outcome.Error)
-        try:
-            raise result.error
-        finally:
-            del result
+        return await self.__trio_pool__.one(job_input)
+
+
+async def call_for_one(many: Many, job_input: Any) -> Any:
+    """Run one job as several are."""
+    outcomes, _ = await many([job_input])
+    result = outcomes.pop()
+    if isinstance(result, outcome.Value):
+        return result.value
+    assert isinstance(result, outcome.Error)
+    try:
+        raise result.error
+    finally:
+        del result
 
 
 @final
@@ -133,6 +141,10 @@ class Remote:
     def spent(self) -> bool:
         """Whether the worker has to be replaced, as planned."""
         return self._engine.spent
+
+    def one(self, job_input: Any) -> Awaitable[Any]:
+        """Run a job; return its result, or raise its error."""
+        return call_for_one(self.many, job_input)
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""
@@ -205,8 +217,10 @@ def never_begun(
     results: list[outcome.Outcome[Any]], expected: int
 ) -> list[outcome.Outcome[Any]]:
     """Add what stands for the items of a call that nobody has begun with."""
-    never = WorkerGone(started=False)
-    return results + [outcome.Error(never)] * (expected - len(results))
+    if len(results) < expected:
+        never = WorkerGone(started=False)
+        results += [outcome.Error(never)] * (expected - len(results))
+    return results
 
 
 def _open(fate: Fate, payloads: Payloads) -> outcome.Outcome[Any]:

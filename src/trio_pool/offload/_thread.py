@@ -7,7 +7,7 @@ from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, final
 
 import outcome
 import trio
@@ -16,6 +16,7 @@ from .._checks import refuse
 from .._events import In, Out
 from ._remote import (
     AnyHandler,
+    Handler,
     OpenWorker,
     Workers,
     await_one,
@@ -25,7 +26,7 @@ from ._remote import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 
 def in_thread(
@@ -60,13 +61,13 @@ async def _open_worker(
     abandon_on_cancel: bool,
     left_behind: list[_Place],
 ) -> AsyncGenerator[AnyHandler, None]:
-    await await_one(left_behind, lambda place: place.free.wait())
-    handler = _InThread(fn, abandon_on_cancel)
+    await await_one(left_behind, _Place.wait_until_free)
+    other_end = _InThread(fn, abandon_on_cancel)
     try:
-        yield handler
+        yield Handler(other_end)
     finally:
-        if handler.spent:
-            left_behind.append(handler.place)
+        if other_end.spent:
+            left_behind.append(other_end.place)
 
 
 @final
@@ -78,52 +79,49 @@ class _Place:
     """
 
     def __init__(self) -> None:
-        self.free = trio.Event()
-        self.free.set()
+        self.taken = False
+        self._free: trio.Event | None = None
 
     async def acquire_on_behalf_of(self, _: object) -> None:
-        self.free = trio.Event()
+        self.taken = True
 
     def release_on_behalf_of(self, _: object) -> None:
-        self.free.set()
+        self.taken = False
+        if self._free is not None:
+            self._free.set()
+
+    async def wait_until_free(self) -> None:
+        if self.taken:
+            self._free = trio.Event()
+            await self._free.wait()
 
 
 @final
 class _InThread:
-    """The handler of a worker: a thread at a time."""
+    """The other end of a worker: a thread at a time."""
 
     def __init__(self, fn: Callable[[Any], Any], abandon_on_cancel: bool) -> None:
         self.place = _Place()
         self._fn = fn
-        self._abandon_on_cancel = abandon_on_cancel
+        name = getattr(fn, "__name__", None)
+        self._call: Any = partial(
+            trio.to_thread.run_sync,
+            # As trio has it, which makes it anew for every call.
+            thread_name=f"{name} from {trio.lowlevel.current_task().name}",
+            limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
+            abandon_on_cancel=abandon_on_cancel,
+        )
+        self.one: Callable[[Any], Awaitable[Any]] = partial(self._call, fn)
+        """Runs a job; returns its result, or raises its error."""
 
     @property
     def spent(self) -> bool:
         """Whether a thread has been left behind."""
-        return not self.place.free.is_set()
-
-    @property
-    def __trio_pool__(self) -> Self:
-        return self
-
-    async def __call__(self, job_input: Any) -> Any:
-        """Run a job."""
-        return await trio.to_thread.run_sync(
-            self._fn,
-            job_input,
-            limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
-            abandon_on_cancel=self._abandon_on_cancel,
-        )
+        return self.place.taken
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs one after the other; return their outcomes."""
-        results, seconds = await trio.to_thread.run_sync(
-            _run_all,
-            self._fn,
-            items,
-            limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
-            abandon_on_cancel=self._abandon_on_cancel,
-        )
+        results, seconds = await self._call(_run_all, self._fn, items)
         return never_begun(results, len(items)), seconds
 
 
