@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
+import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -49,6 +52,10 @@ class Item(NamedTuple):
     number: int
     act: str = "value"
     seconds: float = 0.25
+
+
+class Mishap(Exception):
+    """One that can be referred to weakly."""
 
 
 def items_of(*acts: str, seconds: float = 0.25) -> list[Item]:
@@ -108,7 +115,9 @@ class OtherEnd:
                 never: Any = outcome.Error(gone(started=False))
                 results += [never] * (len(items) - len(results))
                 break
-            if item.act == "error" or (item.act == "twice" and not tries):
+            if item.act == "mishap":
+                results.append(outcome.Error(Mishap()))
+            elif item.act == "error" or (item.act == "twice" and not tries):
                 results.append(outcome.Error(KeyError(item.number)))
             else:
                 results.append(outcome.Value(-item.number))
@@ -272,6 +281,22 @@ async def test_a_failed_item_is_tried_again_alone(
     assert (count.done, count.failed, count.retries) == (3, 1, 3)
 
 
+async def test_an_item_that_had_a_call_before_has_one_of_its_own(
+    ends: Ends, autojump_clock: MockClock
+) -> None:
+    """Whatever has failed with it, or could not begin, it does not happen to others."""
+    again = Retry(attempts=2, backoff=lambda _: 0.0)
+    items = items_of("twice", *["value"] * 9)
+    options: Any = {"restart": MANY_CRASHES, "retry": again}
+    async with open_pool(1, worker=ends.worker, **options) as pool:
+        await pool.map(items, chunk=3)
+        assert ends.calls[0] == [0, 1, 2]
+        assert ends.calls.count([0]) == 1
+        ends.calls.clear()
+        await pool.map([Item(11, "late"), *map(Item, range(12, 20))], chunk=3)
+        assert ends.calls[:2] == [[11, 12, 13], [11]]
+
+
 async def passing(job: Any, call_next: Any) -> Any:
     return await call_next()
 
@@ -399,6 +424,23 @@ def test_one_slow_call_does_not_undo_what_was_measured() -> None:
     asked = ChunkSize(7)
     asked.learn(7, 1.0, 0.0)
     assert asked.size == 7
+
+
+def test_a_clock_that_went_back_halves_what_was_measured() -> None:
+    size = ChunkSize(None)
+    for _ in range(3):
+        size.learn(size.size, 0.001, 0.0)
+    size.learn(8, 0.5, 1.0)
+    assert size.size == 4
+
+
+async def test_items_that_take_longer_than_a_call_costs_have_one_each(
+    ends: Ends, autojump_clock: MockClock
+) -> None:
+    """The call costs real time, of which these items take none, and the end says."""
+    async with open_pool(1, worker=ends.worker) as pool:
+        await pool.map(items_of(*["value"] * 30, seconds=10.0))
+    assert max(map(len, ends.calls)) == 1
 
 
 async def test_the_last_items_are_shared_out(
@@ -810,10 +852,99 @@ async def test_items_of_a_call_that_is_over_took_their_share_of_its_time(
     ends: Ends, autojump_clock: MockClock
 ) -> None:
     async with open_pool(1, worker=ends.worker) as pool:
+        await trio.sleep(1.0)
         slow = items_of(*["value"] * 4, seconds=9.0)
         await pool.settle(slow, chunk=4, timeout=0.5)
         run = pool.statistics().run
     assert (run.count, run.mean) == (4, pytest.approx(0.5))
+
+
+async def test_a_call_for_two_has_as_much_time_as_both(
+    ends: Ends, autojump_clock: MockClock
+) -> None:
+    slow = items_of(*["value"] * 2, seconds=0.75)
+    async with open_pool(1, worker=ends.worker) as pool:
+        assert fates(await pool.settle(slow, chunk=2, timeout=1.0)) == ["ok"] * 2
+
+
+async def test_others_have_their_turn_while_the_items_of_a_call_are_answered(
+    ends: Ends, autojump_clock: MockClock
+) -> None:
+    class Slow(Hooks):
+        def on_job_complete(self, event: Any) -> None:
+            time.sleep(0.001)
+            turns.append(others)
+
+    others = 0
+    turns: list[int] = []
+
+    async def count() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await trio.lowlevel.checkpoint()
+
+    async with (
+        open_pool(1, worker=ends.worker, hooks=[Slow()]) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(count)
+        with trio.CancelScope(shield=True):
+            await pool.map(items_of(*["value"] * 10, seconds=0.0), chunk=10)
+        nursery.cancel_scope.cancel()
+    assert len(set(turns)) > 5
+
+
+async def test_items_of_a_call_end_with_what_their_worker_lives_in(
+    ends: Ends, autojump_clock: MockClock
+) -> None:
+    """No cancellation of theirs, nor of the pool's."""
+    scopes: list[trio.CancelScope] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[Callable[[Item], Any]]:
+        with trio.CancelScope() as scope:
+            scopes.append(scope)
+            async with ends.worker() as handler:
+                yield handler
+
+    async with (
+        open_pool(1, worker=worker, restart=MANY_CRASHES) as pool,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def cancel() -> None:
+            await trio.sleep(0.6)
+            scopes[0].cancel()
+
+        nursery.start_soon(cancel)
+        settled = await pool.settle(items_of(*["value"] * 6), chunk=4)
+    assert fates(settled) == [*["WorkerCrashed"] * 4, "ok", "ok"]
+    assert_books_balance(pool)
+
+
+async def test_the_errors_of_a_call_are_freed_with_their_last_reference(
+    ends: Ends, autojump_clock: MockClock
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with open_pool(1, worker=ends.worker) as pool:
+            items = items_of("value", "mishap", "value", "mishap")
+            settled = await pool.settle(items, chunk=5)
+            errors = [
+                weakref.ref(s.outcome.error)
+                for s in settled
+                if isinstance(s.outcome, outcome.Error)
+            ]
+            assert len(errors) == 2
+            del settled
+            # The worker still has the last one.
+            assert await pool.map(items_of("value")) == [0]
+            await settle(pool)
+            assert [error() for error in errors] == [None] * 2
+    finally:
+        gc.enable()
 
 
 async def test_a_chunk_makes_no_difference_where_no_call_carries_several(

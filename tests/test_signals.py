@@ -22,8 +22,9 @@ from contextlib import asynccontextmanager, suppress
 from linecache import getline
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Self
 
+import outcome
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -472,14 +473,32 @@ def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
         trio.run(main, interruption, clock=MockClock(autojump_threshold=0))
 
 
+class Distant:
+    """A handler whose jobs run elsewhere, as far as the pool knows."""
+
+    spent = False
+
+    @property
+    def __trio_pool__(self) -> Self:
+        return self
+
+    async def __call__(self, job: Any) -> Any:
+        return await obey(job)
+
+    one = __call__
+
+    async def many(self, jobs: list[Any]) -> tuple[list[Any], float]:
+        return [outcome.Value(await obey(job)) for job in jobs], 0.0
+
+
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "guarded", "distant"])
 def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
-    ctrl_c: None, caplog: pytest.LogCaptureFixture, guarded: bool, own: bool
+    ctrl_c: None, caplog: pytest.LogCaptureFixture, kind: str, own: bool
 ) -> None:
     """It lands in the task of the block, or in the pool's own tasks."""
     options: dict[str, Any] = {"restart": Restart(backoff=lambda _: 0.5)}
-    if guarded:
+    if kind == "guarded":
         options["rate"] = Rate(1000.0, burst=5)
         options["limiter"] = trio.CapacityLimiter(2)
 
@@ -488,7 +507,7 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
         await trio.lowlevel.checkpoint()
         counts["set up"] += 1
         try:
-            yield obey
+            yield Distant() if kind == "distant" else obey
         finally:
             with trio.CancelScope(shield=True):
                 await trio.lowlevel.checkpoint()
@@ -498,7 +517,7 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
         with interruption:
             async with open_pool(2, worker=member, **options) as pool:
                 await pool.process(1)
-                await pool.map([2, trio.lowlevel.checkpoint, 3])
+                await pool.map([2, trio.lowlevel.checkpoint, 3], chunk=2)
                 with suppress(WorkerCrashed):
                     await pool.process(quit_at_once)
                 pool.submit_nowait(4, timeout=5.0)

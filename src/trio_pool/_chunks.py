@@ -85,14 +85,11 @@ async def call_in_chunks(
     Returns, or raises, what has become of the job that the worker has by then:
     all other items of the call have been answered.
     """
-    jobs = [job]
     most = min(batch.chunk_size(), worker.jobs_left())
-    if most > 1:
-        jobs += batch.take_more(worker, int(most) - 1)
-    if len(jobs) > 1 and job.timeout < inf:
+    jobs = [job, *batch.take_more(worker, int(most) - 1)]
+    if job.timeout < inf:
         job.own_terms().items = len(jobs)
     begun = perf_counter()
-    seconds = 0.0
     outcomes: list[outcome.Outcome[Any]]
     try:
         if batch.stopped:
@@ -147,7 +144,6 @@ async def _answer(
     each = seconds / len(jobs)
     # The record at hand is that of the last one by the end.
     jobs[0] = worker.job = batch.twin_of(job)
-    worker.ticket = None
     rested = perf_counter()
     for number in range(started - 1):
         record, result = jobs[number], outcomes[number]
@@ -165,7 +161,6 @@ async def _answer(
     last = jobs[started - 1]
     job.id, job.named, job.index = last.id, last.named, last.index
     job.input, job.terms = last.input, last.terms
-    worker.ticket = job
     _begin(worker, job, fate, dispatch.stamp() - each)
     return outcomes[started - 1]
 
