@@ -604,6 +604,26 @@ async def test_ctrl_c_in_a_handler_is_all_that_is_heard(
     assert caplog.records == []
 
 
+async def test_ctrl_c_is_raised_within_a_call_for_several_items(ctrl_c: None) -> None:
+    called: list[Any] = []
+
+    class Interrupted(Distant):
+        async def many(self, jobs: list[Any]) -> tuple[list[Any], float]:
+            called.append(jobs)
+            signal.raise_signal(signal.SIGINT)
+            called.append("goes on")
+            return await super().many(jobs)
+
+    @asynccontextmanager
+    async def member() -> AsyncIterator[Interrupted]:
+        yield Interrupted()
+
+    with pytest.raises(KeyboardInterrupt):
+        async with open_pool(1, worker=member) as pool:
+            await pool.map([1, 2, 3], chunk=3)
+    assert called == [[1, 2, 3]]
+
+
 def interrupt_python() -> None:
     signal.raise_signal(signal.SIGINT)
 
