@@ -28,7 +28,7 @@ from ._remote import (
     Workers,
     check_flag,
     check_work,
-    lost,
+    lose,
     open_setup,
     pack_work,
 )
@@ -174,12 +174,7 @@ class _OnDask:
         except Lost as error:
             when = "ran a job" if error.started else "was idle"
             text = await self._place.obituary(when, error)
-            gone = lost(text, started=error.started, cause=error)
-        try:
-            raise gone
-        finally:
-            # Its frames lead here.
-            del gone
+            lose(text, started=error.started, cause=error)
 
     async def _wait(self, call: Coroutine[Any, Any, Any]) -> Any:
         future = self._loop.submit(call)

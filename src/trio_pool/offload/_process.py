@@ -24,7 +24,7 @@ from ._remote import (
     Payloads,
     Remote,
     check_work,
-    lost,
+    lose,
     open_setup,
     pack_work,
 )
@@ -156,27 +156,21 @@ class _Process:
         """Run a call in the process; cancelled, kill it first."""
         self._calls += 1
         if not self._is_alive():
-            raise lost("the process had ended while it was idle", started=False)
+            lose("the process had ended while it was idle", started=False)
         try:
             report: Report | None = await self._run(_child.run, self._calls, items)
         except BrokenWorkerError as error:
             self.end_children()
-            gone = lost(_death(error, "ran a job"), started=True, cause=error)
+            lose(_death(error, "ran a job"), started=True, cause=error)
         except BaseException:
             self.spent = not self._is_alive()
             if self.spent:
                 self.end_children()
             raise
-        else:
-            if report is not None:
-                return report
+        if report is None:
             # It had died, and there was another that knows nothing of this.
-            gone = lost("the process had ended while it was idle", started=False)
-        try:
-            raise gone
-        finally:
-            # Its frames lead here.
-            del gone
+            lose("the process had ended while it was idle", started=False)
+        return report
 
     async def _run(self, fn: Callable[..., Any], *args: Any) -> Any:
         # There is one process, and one call at a time.

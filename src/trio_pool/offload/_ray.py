@@ -36,7 +36,7 @@ from ._remote import (
     Workers,
     by_value,
     check_work,
-    lost,
+    lose,
     open_setup,
     pack_work,
 )
@@ -241,21 +241,15 @@ class _Actor:
         except Exception as error:
             # Of the jobs' own nothing comes this way.
             text = f"the actor was lost while it ran a job: {type(error).__name__}"
-            gone = lost(text, started=True, cause=error)
+            lose(text, started=True, cause=error)
         except BaseException:
             if self._running is None or not self._running.done():
                 self.spent = True
                 await self._kill()
             raise
-        else:
-            if report is not None:
-                return report
-            gone = lost("the actor is not the one that was meant", started=False)
-        try:
-            raise gone
-        finally:
-            # Its frames lead here.
-            del gone
+        if report is None:
+            lose("the actor is not the one that was meant", started=False)
+        return report
 
     async def _run(self, items: list[bytes]) -> Report | None:
         self._calls += 1
@@ -283,9 +277,8 @@ class _Actor:
         except Exception as error:
             is_gone, trouble = True, error
         if is_gone:
-            raise lost(
-                "the actor had ended while it was idle", started=False, cause=trouble
-            )
+            text = "the actor had ended while it was idle"
+            lose(text, started=False, cause=trouble)
 
     async def end(self) -> None:
         """Have the actor gone."""

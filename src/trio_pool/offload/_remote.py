@@ -12,7 +12,7 @@ from contextlib import (
     contextmanager,
 )
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias, TypeVar, final
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar, final
 
 import outcome
 
@@ -263,11 +263,11 @@ def _gone(cause: BaseException, started: bool = True) -> WorkerGone:
     return gone
 
 
-def lost(text: str, *, started: bool, cause: BaseException | None = None) -> WorkerGone:
-    """Make what is to be raised as the other end is lost."""
+def lose(text: str, *, started: bool, cause: BaseException | None = None) -> NoReturn:
+    """Raise that the other end is lost; no frame keeps what is raised."""
     error = EngineError(text)
     error.__cause__ = cause
-    return _gone(error, started)
+    raise _gone(error, started)
 
 
 def pack_work(fn: Any, setup: Any, takes_state: bool) -> bytes:
