@@ -298,7 +298,7 @@ class Batch:
         else:
             job.attempts = 0
             if job.terms is not job.dispatch.plain_terms:
-                job.terms = self.terms()
+                job.terms = self._terms()
         job.input = item if self.fn is None else (self.fn, (item,))
         job.index = index
         job.name()
@@ -381,11 +381,10 @@ class Batch:
         job.batch = self
         job.named = -1
         job.permit = None
-        job.terms = self.terms()
+        job.terms = self._terms()
         return job
 
-    def terms(self) -> Terms:
-        """Return the terms of an item."""
+    def _terms(self) -> Terms:
         if self.retry is None:
             return self.dispatch.plain_terms
         return new_terms(self.retry)
