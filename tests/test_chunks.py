@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import attrs
 import outcome
@@ -35,6 +35,7 @@ from trio_pool import (
 )
 from trio_pool._chunks import ChunkSize
 from trio_pool._errors import WorkerGone
+from trio_pool.offload._remote import Handler, call_for_one
 from trio_pool.testing import (
     InlinePool,
     RecordingHooks,
@@ -70,23 +71,15 @@ def gone(started: bool, planned: bool = False) -> WorkerGone:
 
 @attrs.define(eq=False)
 class OtherEnd:
-    """The handler of a worker: runs items one after the other, and notes it."""
+    """That of a worker: runs items one after the other, and notes it."""
 
     log: list[Any]
     calls: list[list[int]]
     tried: Counter[int]
     spent: bool = False
 
-    @property
-    def __trio_pool__(self) -> Self:
-        return self
-
-    async def __call__(self, item: Item) -> int:
-        outcomes, _ = await self.many([item])
-        result: int = outcomes[0].unwrap()
-        return result
-
-    one = __call__
+    def one(self, item: Item) -> Any:
+        return call_for_one(self.many, item)
 
     async def many(self, items: list[Item]) -> tuple[list[outcome.Outcome[int]], float]:
         assert not self.spent
@@ -137,7 +130,7 @@ class Ends:
     async def worker(self) -> AsyncIterator[Callable[[Item], Any]]:
         self.opened += 1
         await trio.lowlevel.checkpoint()
-        yield OtherEnd(self.log, self.calls, self.tried)
+        yield Handler(OtherEnd(self.log, self.calls, self.tried))
 
 
 @pytest.fixture

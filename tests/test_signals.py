@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, suppress
 from linecache import getline
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Self
+from typing import Any
 
 import outcome
 import pytest
@@ -43,6 +43,7 @@ from trio_pool import (
 )
 from trio_pool._supervisor import Supervisor
 from trio_pool._worker import Worker, _is_ours
+from trio_pool.offload._remote import Handler
 from trio_pool.testing import settle
 
 on_posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
@@ -474,18 +475,12 @@ def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
 
 
 class Distant:
-    """A handler whose jobs run elsewhere, as far as the pool knows."""
+    """The other end of a worker whose jobs run elsewhere, as far as the pool knows."""
 
     spent = False
 
-    @property
-    def __trio_pool__(self) -> Self:
-        return self
-
-    async def __call__(self, job: Any) -> Any:
-        return await obey(job)
-
-    one = __call__
+    def one(self, job: Any) -> Awaitable[Any]:
+        return obey(job)
 
     async def many(self, jobs: list[Any]) -> tuple[list[Any], float]:
         return [outcome.Value(await obey(job)) for job in jobs], 0.0
@@ -507,7 +502,7 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
         await trio.lowlevel.checkpoint()
         counts["set up"] += 1
         try:
-            yield Distant() if kind == "distant" else obey
+            yield Handler(Distant()) if kind == "distant" else obey
         finally:
             with trio.CancelScope(shield=True):
                 await trio.lowlevel.checkpoint()
@@ -615,8 +610,8 @@ async def test_ctrl_c_is_raised_within_a_call_for_several_items(ctrl_c: None) ->
             return await super().many(jobs)
 
     @asynccontextmanager
-    async def member() -> AsyncIterator[Interrupted]:
-        yield Interrupted()
+    async def member() -> AsyncIterator[Handler]:
+        yield Handler(Interrupted())
 
     with pytest.raises(KeyboardInterrupt):
         async with open_pool(1, worker=member) as pool:
