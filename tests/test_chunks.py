@@ -35,7 +35,7 @@ from trio_pool import (
 )
 from trio_pool._chunks import ChunkSize
 from trio_pool._errors import WorkerGone
-from trio_pool.offload._remote import Handler, call_for_one
+from trio_pool.offload._remote import Handler, unwrapped
 from trio_pool.testing import (
     InlinePool,
     RecordingHooks,
@@ -77,9 +77,11 @@ class OtherEnd:
     calls: list[list[int]]
     tried: Counter[int]
     spent: bool = False
+    answer: Callable[[Any], object] | None = None
 
-    def one(self, item: Item) -> Any:
-        return call_for_one(self.many, item)
+    async def one(self, item: Item) -> Any:
+        outcomes, _ = await self.many([item])
+        return unwrapped(outcomes.pop())
 
     async def many(self, items: list[Item]) -> tuple[list[outcome.Outcome[int]], float]:
         assert not self.spent

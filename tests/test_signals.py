@@ -478,6 +478,7 @@ class Distant:
     """The other end of a worker whose jobs run elsewhere, as far as the pool knows."""
 
     spent = False
+    answer: Callable[[Any], object] | None = None
 
     def one(self, job: Any) -> Awaitable[Any]:
         return obey(job)

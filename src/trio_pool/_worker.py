@@ -116,6 +116,10 @@ def _is_ours(error: BaseException) -> bool:
 class OtherEnd(Protocol):
     """What a handler has as ``__trio_pool__`` whose jobs run elsewhere."""
 
+    answer: Callable[[Any], object] | None
+    """Set by its worker: what it may call with the result of `one`, in trio's thread
+    and in the very step in which it wakes the worker with that."""
+
     @property
     def spent(self) -> bool:
         """Whether it was stopped with a job, and its worker is to be replaced."""
@@ -252,7 +256,7 @@ class Worker:
         self._crash: BaseException | None = None
         self._last_words: WorkerCrashed | None = None
         """What is raised in its own context as it crashes."""
-        self._status: object = None
+        self._status: Any = None
         """Trio's, that it has while no handler has opened a scope."""
         self._shown = inf
         """The deadline that handlers see."""
@@ -445,8 +449,7 @@ class Worker:
     @disable_ki_protection
     async def serve(self, handler: Handler) -> None:
         """Run jobs until told to retire; raises `WorkerCrashed` to be replaced."""
-        call = self._prepare(handler)
-        answer = self._answer
+        call, answer = self._prepare(handler)
         # It may have been let go in the tick in which it was sent its first job.
         while not self.leaving or self.lease is not None or self.job is not None:
             with self._new_scope():
@@ -473,16 +476,19 @@ class Worker:
                 if self._last_words is not None:
                     raise self._last_words from self._crash
 
-    def _prepare(self, handler: Handler) -> Handler:
-        """Return what is to be called with an input."""
-        supervisor = self.supervisor
+    def _prepare(
+        self, handler: Handler
+    ) -> tuple[Handler, Callable[[Job, bool], Job | None]]:
+        """Return what is to be called with an input, and what answers after that."""
+        supervisor, other_end = self.supervisor, self._other_end
         call = call_function if supervisor.calls_functions else handler
         if supervisor.middleware:
-            return compose(supervisor.middleware, call, self)
+            return compose(supervisor.middleware, call, self), self._answer
         # What has to be asked about each start is asked one by one.
-        if self._other_end is None or supervisor.dispatch.guarded:
-            return call
-        return caller_of(self, self._other_end)
+        if other_end is None or supervisor.dispatch.guarded:
+            return call, self._answer
+        other_end.answer = self._answer_early
+        return caller_of(self, other_end), self._answer_if_not_done
 
     def _new_scope(self) -> trio.CancelScope:
         scope = self._scope = trio.CancelScope()
@@ -692,9 +698,53 @@ class Worker:
         return self._start(following, now)
 
     @enable_ki_protection
+    def _answer_early(self, value: Any) -> None:
+        """Answer the job that it has, and be idle, though not asleep.
+
+        Its other end calls this as it wakes this worker, so the caller is woken
+        along with it, not a turn of the scheduler later. Whichever of the two runs
+        first, the worker is free for the caller's next job. Where anything but that
+        could be next, this does nothing, and the worker answers by itself.
+        """
+        job, dispatch, line = self.job, self.dispatch, self.dispatch.line
+        if (
+            job is None
+            or job.terms is not dispatch.plain_terms
+            or job.batch is not None
+            # Somebody wants a word with it, or with those that are free.
+            or self.heed
+            or self.gated
+            or line.count
+            or line.sources
+            or dispatch.room.count
+            or dispatch.listeners
+            or dispatch.tells_complete
+            or self._status.effectively_cancelled
+        ):
+            return
+        dispatch.runs.pending.append(dispatch.stamp() - job.started_at)
+        job.value = value
+        dispatch.finish(job)
+        self.state = _IDLE
+        dispatch.idle[self] = None
+
+    @enable_ki_protection
+    def _answer_if_not_done(self, job: Job, measured: bool) -> Job | None:
+        """Do what `_answer` does, unless `_answer_early` has."""
+        if job.state is not _DONE:
+            return self._answer(job, measured)
+        self._rest_anew()
+        if self.job is None:
+            self.dispatch.wake_up(self)
+        return None
+
+    @enable_ki_protection
     def _answer_error(self, job: Job, error: BaseException) -> None:
         """Decide what an error means, and answer; measured before it is told."""
         dispatch = self.dispatch
+        if job.state is _DONE:
+            # Ctrl-C after `_answer_early`, and so between two jobs.
+            raise error
         dispatch.runs.pending.append(dispatch.stamp() - job.started_at)
         if self._is_spent():
             self._replace()

@@ -29,6 +29,21 @@ async def wait_future(
     There is no checkpoint before the wait, so work that was submitted in the
     step before is never left behind unknown. The future may outlive the run.
     """
+    await wait_until_done(future, abandon_on_cancel, may_cancel)
+    return future.result()
+
+
+@enable_ki_protection
+async def wait_until_done(
+    future: Future[T],
+    abandon_on_cancel: bool,
+    may_cancel: bool,
+    look: Callable[[Future[T]], object] | None = None,
+) -> None:
+    """Wait as `wait_future` does.
+
+    ``look`` is called in the step in which this task is woken; it must not raise.
+    """
     task = trio.lowlevel.current_task()
     token = trio.lowlevel.current_trio_token()
     # Touched in trio's thread alone: a future that is cancelled calls back at
@@ -39,6 +54,8 @@ async def wait_future(
         nonlocal waiting
         if waiting:
             waiting = False
+            if look is not None:
+                look(future)
             reschedule(task)
 
     def call_back(_: Future[T]) -> None:
@@ -59,4 +76,3 @@ async def wait_future(
 
     future.add_done_callback(call_back)
     await trio.lowlevel.wait_task_rescheduled(abort)
-    return future.result()

@@ -13,7 +13,7 @@ import trio
 from .._checks import is_async, refuse
 from .._errors import WorkerGone
 from .._events import In, Out
-from ._bridge import wait_future
+from ._bridge import wait_future, wait_until_done
 from ._errors import EngineError
 from ._remote import (
     PAYLOAD,
@@ -23,18 +23,18 @@ from ._remote import (
     Payloads,
     Workers,
     await_one,
-    call_for_one,
     check_flag,
     check_work,
     never_begun,
     opened,
     refused_argument,
     takes,
+    unwrapped,
 )
 from ._shim import HOME, Report, run_anywhere
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Callable
 
 
 def on_executor(
@@ -147,6 +147,7 @@ class _OnExecutor:
     """The other end of a worker: one call on the shared executor at a time."""
 
     spent = False
+    answer: Callable[[Any], object] | None = None
 
     def __init__(
         self, shared: _Shared, fn: Callable[[Any], Any], abandon: bool
@@ -155,6 +156,7 @@ class _OnExecutor:
         self._fn = fn
         self._abandon = abandon
         self._payloads = Payloads(PAYLOAD)
+        self._opened: outcome.Outcome[Any] | None = None
 
     async def try_out(self) -> None:
         """See whether the executor works, and takes the function."""
@@ -172,9 +174,30 @@ class _OnExecutor:
             text = f"{refuse('fn', self._fn, expected)}: {reason}"
             raise TypeError(text) from error
 
-    def one(self, job_input: Any) -> Awaitable[Any]:
+    async def one(self, job_input: Any) -> Any:
         """Run a job; return its result, or raise its error."""
-        return call_for_one(self.many, job_input)
+        look = None if self.answer is None else self._look
+        result: outcome.Outcome[Any] | None
+        try:
+            _, fates = await self._call([job_input], look)
+        except _Refused as refused:
+            result = outcome.Error(refused_argument(job_input, refused.__cause__))
+        else:
+            result, self._opened = self._opened, None
+            if result is None:
+                result = opened(fates, 1, self._payloads)[0]
+        return unwrapped(result)
+
+    def _look(self, future: Future[Report]) -> None:
+        """Open what has come of a job as its worker is woken, and answer by it."""
+        try:
+            result = opened(future.result()[1], 1, self._payloads)[0]
+        except BaseException:
+            # It is raised again where the worker waits for it.
+            return
+        self._opened = result
+        if self.answer is not None and isinstance(result, outcome.Value):
+            self.answer(result.value)
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""
@@ -199,7 +222,9 @@ class _OnExecutor:
             return never_begun(results, len(items)), seconds
         return opened(fates, len(items), self._payloads), seconds
 
-    async def _call(self, items: list[Any]) -> Report:
+    async def _call(
+        self, items: list[Any], look: Callable[[Future[Report]], object] | None = None
+    ) -> Report:
         try:
             executor = self._shared.executor()
         except Exception as error:
@@ -212,7 +237,8 @@ class _OnExecutor:
             is_first = self._shared.broke(executor)
             raise WorkerGone(started=False, planned=not is_first) from error
         try:
-            return await wait_future(future, abandon_on_cancel=self._abandon)
+            await wait_until_done(future, self._abandon, True, look)
+            return future.result()
         except BrokenExecutor as error:
             is_first = self._shared.broke(executor)
             raise WorkerGone(started=True, planned=not is_first) from error

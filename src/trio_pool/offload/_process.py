@@ -8,6 +8,7 @@ import sys
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from signal import SIGKILL
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 import trio_parallel
@@ -41,6 +42,10 @@ State = TypeVar("State")
 
 # Seconds that an idle process gets to leave by itself, and then it is killed.
 _LEAVING = 5.0
+
+# Seconds after which a process is looked at before it gets a job. A look costs a
+# seventh of a call; without it, one for a dead process starts another in vain.
+_IDLE = 0.05
 
 
 @overload
@@ -136,7 +141,14 @@ class _Process:
     def __init__(self, context: WorkerContext) -> None:
         self.spent = False
         self._context = context
+        # There is one process, and one call at a time.
+        self._run = partial(
+            context.run_sync,
+            kill_on_cancel=True,
+            limiter=nullcontext(),
+        )
         self._calls = 0
+        self._used_at = -math.inf
         self._pid: int | None = None
 
     async def start(self, work: bytes) -> None:
@@ -155,7 +167,7 @@ class _Process:
     async def call(self, items: list[bytes]) -> Report:
         """Run a call in the process; cancelled, kill it first."""
         self._calls += 1
-        if not self._is_alive():
+        if perf_counter() - self._used_at > _IDLE and not self._is_alive():
             lose("the process had ended while it was idle", started=False)
         try:
             report: Report | None = await self._run(_child.run, self._calls, items)
@@ -170,14 +182,8 @@ class _Process:
         if report is None:
             # It had died, and there was another that knows nothing of this.
             lose("the process had ended while it was idle", started=False)
+        self._used_at = perf_counter()
         return report
-
-    async def _run(self, fn: Callable[..., Any], *args: Any) -> Any:
-        # There is one process, and one call at a time.
-        free: Any = nullcontext()
-        return await self._context.run_sync(
-            fn, *args, kill_on_cancel=True, limiter=free
-        )
 
     def _is_alive(self) -> bool:
         return bool(self._context.statistics().idle_workers)

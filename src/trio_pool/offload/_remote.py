@@ -53,9 +53,6 @@ OpenWorker: TypeAlias = Callable[
     [], AbstractAsyncContextManager[Callable[[In], Awaitable[Out]]]
 ]
 """What `open_pool` takes as ``worker=``."""
-Many: TypeAlias = Callable[
-    [list[Any]], Awaitable[tuple[list[outcome.Outcome[Any]], float]]
-]
 
 
 @final
@@ -116,10 +113,8 @@ class Handler:
         return await self.__trio_pool__.one(job_input)
 
 
-async def call_for_one(many: Many, job_input: Any) -> Any:
-    """Run one job as several are."""
-    outcomes, _ = await many([job_input])
-    result = outcomes.pop()
+def unwrapped(result: outcome.Outcome[Any]) -> Any:
+    """Return the value, or raise the error, in no frame that keeps it."""
     if isinstance(result, outcome.Value):
         return result.value
     assert isinstance(result, outcome.Error)
@@ -133,6 +128,8 @@ async def call_for_one(many: Many, job_input: Any) -> Any:
 class Remote:
     """The other end of a worker in an engine, to which all is sent as bytes."""
 
+    answer: Callable[[Any], object] | None = None
+
     def __init__(self, engine: Engine, payloads: Payloads) -> None:
         self._engine = engine
         self._payloads = payloads
@@ -142,19 +139,27 @@ class Remote:
         """Whether the worker has to be replaced, as planned."""
         return self._engine.spent
 
-    def one(self, job_input: Any) -> Awaitable[Any]:
+    async def one(self, job_input: Any) -> Any:
         """Run a job; return its result, or raise its error."""
-        return call_for_one(self.many, job_input)
+        # In fewer steps than several are, as a call costs what its frames do.
+        packed = _packed(job_input)
+        if isinstance(packed, outcome.Error):
+            return unwrapped(packed)
+        payloads = self._payloads
+        payloads.look(len(packed), "argument")
+        _, fates = await self._engine.call([packed])
+        return unwrapped(opened(fates, 1, payloads)[0])
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""
         packed: list[bytes] = []
         unsendable: dict[int, outcome.Error] = {}
         for number, item in enumerate(items):
-            try:
-                packed.append(pack(item))
-            except Exception as error:
-                unsendable[number] = outcome.Error(refused_argument(item, error))
+            sendable = _packed(item)
+            if isinstance(sendable, bytes):
+                packed.append(sendable)
+            else:
+                unsendable[number] = sendable
         self._payloads.look(sum(map(len, packed)), "argument")
         seconds: float = 0.0
         fates: list[Fate] = []
@@ -164,6 +169,13 @@ class Remote:
         for number in sorted(unsendable):
             results.insert(number, unsendable[number])
         return results, seconds
+
+
+def _packed(item: Any) -> bytes | outcome.Error:
+    try:
+        return pack(item)
+    except Exception as error:
+        return outcome.Error(refused_argument(item, error))
 
 
 def refused_argument(item: object, error: BaseException | None) -> RemoteError:

@@ -28,6 +28,8 @@ from ._remote import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+_NOTHING = object()
+
 
 def in_thread(
     fn: Callable[[In], Out], *, abandon_on_cancel: bool = False
@@ -78,9 +80,10 @@ class _Place:
     the scheduler.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_release: Callable[[], object] | None = None) -> None:
         self.taken = False
         self._free: trio.Event | None = None
+        self._on_release = on_release
 
     async def acquire_on_behalf_of(self, _: object) -> None:
         self.taken = True
@@ -89,6 +92,8 @@ class _Place:
         self.taken = False
         if self._free is not None:
             self._free.set()
+        if self._on_release is not None:
+            self._on_release()
 
     async def wait_until_free(self) -> None:
         if self.taken:
@@ -101,8 +106,10 @@ class _InThread:
     """The other end of a worker: a thread at a time."""
 
     def __init__(self, fn: Callable[[Any], Any], abandon_on_cancel: bool) -> None:
-        self.place = _Place()
+        self.answer: Callable[[Any], object] | None = None
+        self.place = _Place(None if abandon_on_cancel else self._tell)
         self._fn = fn
+        self._result: Any = _NOTHING
         name = getattr(fn, "__name__", None)
         self._call: Any = partial(
             trio.to_thread.run_sync,
@@ -111,8 +118,23 @@ class _InThread:
             limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
             abandon_on_cancel=abandon_on_cancel,
         )
-        self.one: Callable[[Any], Awaitable[Any]] = partial(self._call, fn)
+        self.one: Callable[[Any], Awaitable[Any]] = partial(
+            self._call, fn if abandon_on_cancel else self._run
+        )
         """Runs a job; returns its result, or raises its error."""
+
+    def _run(self, item: Any) -> Any:
+        result = self._fn(item)
+        if not isinstance(result, CoroutineType):
+            self._result = result
+        return result
+
+    def _tell(self) -> None:
+        result = self._result
+        if result is not _NOTHING:
+            self._result = _NOTHING
+            if self.answer is not None:
+                self.answer(result)
 
     @property
     def spent(self) -> bool:
