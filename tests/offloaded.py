@@ -10,17 +10,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
+import outcome
 import trio
 
 from trio_pool import offload
+from trio_pool.offload._remote import Handler
 
 
 class Item(NamedTuple):
@@ -275,3 +277,45 @@ def kill(pid: int | None) -> None:
     assert pid is not None
     with suppress(ProcessLookupError):
         os.kill(pid, 9)
+
+
+class Distant:
+    """A stand-in for an other end: a handler whose values come in a callback.
+
+    That is how they come from a thread. ``then`` is called with each in between:
+    after its worker has been told of it, and before that is up.
+    """
+
+    spent = False
+
+    def __init__(
+        self, handler: Callable[[Any], Any], then: Callable[[Any], object] | None = None
+    ) -> None:
+        self.answer: Callable[[Any], object] | None = None
+        self._handler = handler
+        self._then = then
+
+    async def one(self, job: Any) -> Any:
+        value = await self._handler(job)
+        task = trio.lowlevel.current_task()
+
+        def wake() -> None:
+            try:
+                if self.answer is not None:
+                    self.answer(value)
+                if self._then is not None:
+                    self._then(value)
+            finally:
+                trio.lowlevel.reschedule(task)
+
+        trio.lowlevel.current_trio_token().run_sync_soon(wake)
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        return value
+
+    async def many(self, jobs: list[Any]) -> tuple[list[Any], float]:
+        return [outcome.Value(await self._handler(job)) for job in jobs], 0.0
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[Handler]:
+        """Be a worker with an other end of its own."""
+        yield Handler(Distant(self._handler, self._then))

@@ -24,9 +24,9 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import outcome
 import pytest
 import trio
+from offloaded import Distant
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_pool
@@ -474,19 +474,6 @@ def test_who_catches_ctrl_c_in_a_call_that_ends_a_pool_can_call_again(
         trio.run(main, interruption, clock=MockClock(autojump_threshold=0))
 
 
-class Distant:
-    """The other end of a worker whose jobs run elsewhere, as far as the pool knows."""
-
-    spent = False
-    answer: Callable[[Any], object] | None = None
-
-    def one(self, job: Any) -> Awaitable[Any]:
-        return obey(job)
-
-    async def many(self, jobs: list[Any]) -> tuple[list[Any], float]:
-        return [outcome.Value(await obey(job)) for job in jobs], 0.0
-
-
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "guarded", "distant"])
 def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
@@ -503,7 +490,7 @@ def test_ctrl_c_in_a_line_of_a_whole_program_is_all_that_is_heard(
         await trio.lowlevel.checkpoint()
         counts["set up"] += 1
         try:
-            yield Handler(Distant()) if kind == "distant" else obey
+            yield Handler(Distant(obey)) if kind == "distant" else obey
         finally:
             with trio.CancelScope(shield=True):
                 await trio.lowlevel.checkpoint()
@@ -612,7 +599,7 @@ async def test_ctrl_c_is_raised_within_a_call_for_several_items(ctrl_c: None) ->
 
     @asynccontextmanager
     async def member() -> AsyncIterator[Handler]:
-        yield Handler(Interrupted())
+        yield Handler(Interrupted(obey))
 
     with pytest.raises(KeyboardInterrupt):
         async with open_pool(1, worker=member) as pool:

@@ -142,11 +142,8 @@ class _Process:
         self.spent = False
         self._context = context
         # There is one process, and one call at a time.
-        self._run = partial(
-            context.run_sync,
-            kill_on_cancel=True,
-            limiter=nullcontext(),
-        )
+        free: Any = nullcontext()
+        self._run = partial(context.run_sync, kill_on_cancel=True, limiter=free)
         self._calls = 0
         self._used_at = -math.inf
         self._pid: int | None = None
