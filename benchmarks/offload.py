@@ -2,8 +2,10 @@
 
   python benchmarks/offload.py [ENGINE ...] [--rounds N]
 
-The engines are thread, executor, process, dask and ray; by default those that
-are here. Ray is measured only where there is no network but lo: `unshare -n`.
+The engines are thread, executor, process, processes, dask and ray; by default
+those that are here. What "processes" compares with is one `WorkerContext` for all
+callers, which keeps nothing in a process for anyone. Ray is measured only where
+there is no network but lo: `unshare -n`.
 """
 
 from __future__ import annotations
@@ -26,17 +28,13 @@ from typing import Any
 
 import attrs
 import trio
+from echoing import echo
 
 from trio_pool import offload, open_pool
 
 WORKERS = 2
 Call = Callable[[Any], Awaitable[Any]]
 Raw = Callable[[], Any]
-
-
-def echo(item: Any) -> Any:
-    """Do next to nothing."""
-    return item
 
 
 def spin(seconds: float) -> float:
@@ -76,6 +74,21 @@ async def raw_executor() -> AsyncGenerator[Call]:
 
 @asynccontextmanager
 async def raw_process() -> AsyncGenerator[Call]:
+    """Use processes that have one caller at a time each, as those of workers do."""
+    trio_parallel = import_module("trio_parallel")
+    async with AsyncExitStack() as stack:
+        calls: list[Call] = []
+        for _ in range(WORKERS):
+            opened = trio_parallel.open_worker_context()
+            context = await stack.enter_async_context(opened)
+            calls.append(partial(context.run_sync, echo, kill_on_cancel=True))
+        async with in_turns(calls) as call:
+            yield call
+
+
+@asynccontextmanager
+async def raw_processes() -> AsyncGenerator[Call]:
+    """Use processes of which none belongs to anybody."""
     trio_parallel = import_module("trio_parallel")
     limiter = trio.CapacityLimiter(WORKERS)
     async with trio_parallel.open_worker_context() as context:
@@ -206,10 +219,16 @@ ENGINES = {
     "thread": Engine(raw_thread, lambda fn: offload.in_thread(fn), 200),
     "executor": Engine(raw_executor, _on_executor, 80),
     "process": Engine(raw_process, lambda fn: offload.in_process(fn), 100),
+    "processes": Engine(raw_processes, lambda fn: offload.in_process(fn), 100),
     "dask": Engine(raw_dask, lambda fn: offload.on_dask(fn), 32),
     "ray": Engine(raw_ray, lambda fn: offload.on_ray(fn), 40),
 }
-NEEDS = {"process": "trio_parallel", "dask": "distributed", "ray": "ray"}
+NEEDS = {
+    "process": "trio_parallel",
+    "processes": "trio_parallel",
+    "dask": "distributed",
+    "ray": "ray",
+}
 
 
 def is_here(name: str) -> bool:

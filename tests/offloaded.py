@@ -279,6 +279,10 @@ def kill(pid: int | None) -> None:
         os.kill(pid, 9)
 
 
+def _call(fn: Callable[..., object], *args: Any) -> None:
+    fn(*args)
+
+
 class Distant:
     """A stand-in for an other end: a handler whose values come in a callback.
 
@@ -289,26 +293,32 @@ class Distant:
     spent = False
 
     def __init__(
-        self, handler: Callable[[Any], Any], then: Callable[[Any], object] | None = None
+        self,
+        handler: Callable[[Any], Any],
+        then: Callable[[Any], object] | None = None,
+        is_last: bool = False,
     ) -> None:
-        self.answer: Callable[[Any], object] | None = None
+        self._is_last = is_last
         self._handler = handler
         self._then = then
 
-    async def one(self, job: Any) -> Any:
+    async def one(self, job: Any, answer: Callable[[Any], object] | None) -> Any:
         value = await self._handler(job)
         task = trio.lowlevel.current_task()
 
         def wake() -> None:
             try:
-                if self.answer is not None:
-                    self.answer(value)
+                if answer is not None:
+                    answer(value)
                 if self._then is not None:
                     self._then(value)
             finally:
-                trio.lowlevel.reschedule(task)
+                # If not now, those that have been woken by this come first for sure.
+                wait = token.run_sync_soon if self._is_last else _call
+                wait(trio.lowlevel.reschedule, task)
 
-        trio.lowlevel.current_trio_token().run_sync_soon(wake)
+        token = trio.lowlevel.current_trio_token()
+        token.run_sync_soon(wake)
         await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return value
 
@@ -318,4 +328,4 @@ class Distant:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Handler]:
         """Be a worker with an other end of its own."""
-        yield Handler(Distant(self._handler, self._then))
+        yield Handler(Distant(self._handler, self._then, self._is_last))

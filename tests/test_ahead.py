@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import outcome
 import pytest
 import trio
 from offloaded import Distant, until
@@ -24,11 +27,16 @@ from trio_pool import (
     PoolClosed,
     Rate,
     Reply,
+    Restart,
     Retry,
     WorkerCrashed,
+    WorkerState,
     open_pool,
 )
+from trio_pool._dispatch import Dispatch
+from trio_pool._latency import FLUSH
 from trio_pool.offload import _shim, in_thread, on_executor
+from trio_pool.offload._remote import Handler
 from trio_pool.testing import (
     assert_books_balance,
     cancel_everywhere,
@@ -66,17 +74,18 @@ async def ask(pool: Any, job: Any, heard: list[Any]) -> None:
 
 
 async def test_the_worker_is_idle_as_its_job_is_answered() -> None:
-    seen: list[tuple[bool, int, int]] = []
+    seen: list[Any] = []
 
     def look(_: object) -> None:
         count = pool.statistics()
-        seen.append((reply.done, count.busy, count.done))
+        states = {worker.state for worker in pool.workers()}
+        seen.append((reply.done, count.busy, count.done, states))
 
     async with open_pool(2, worker=Distant(echo, look).worker) as pool:
         reply = pool.submit_nowait(5)
         assert await reply.wait() == 5
         await settle(pool)
-        assert seen == [(True, 0, 1)]
+        assert seen == [(True, 0, 1, {WorkerState.IDLE})]
         assert pool.statistics().run.count == 1
         assert [worker.jobs for worker in pool.workers()] in ([1, 0], [0, 1])
 
@@ -150,6 +159,137 @@ async def test_who_could_be_next_but_the_caller_keeps_the_worker_up(why: str) ->
         assert seen == [False]
         assert await pool.process("third") == "third"
     assert_books_balance(pool)
+
+
+async def test_who_waits_for_room_keeps_the_worker_up() -> None:
+    gate = trio.Event()
+    seen: list[bool] = []
+
+    async def wait(job: str) -> str:
+        await gate.wait()
+        return job
+
+    worker = Distant(wait, lambda _: seen.append(first.done)).worker
+    async with open_pool(1, worker=worker, max_backlog=0) as pool:
+        first = pool.submit_nowait("first")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.process, "second")
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+        assert seen == [False, True]
+
+
+async def test_a_worker_that_is_to_be_cancelled_is_not_free_for_anybody() -> None:
+    scopes: list[trio.CancelScope] = []
+    seen: list[bool] = []
+    gate = trio.Event()
+
+    async def wait(job: str) -> str:
+        with trio.CancelScope(shield=True):
+            await gate.wait()
+        return job
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[Handler]:
+        with trio.CancelScope() as scope:
+            scopes.append(scope)
+            yield Handler(Distant(wait, lambda _: seen.append(reply.done)))
+
+    async with open_pool(1, worker=worker, restart=Restart(limit=9)) as pool:
+        reply = pool.submit_nowait("first")
+        await trio.testing.wait_all_tasks_blocked()
+        scopes[0].cancel()
+        gate.set()
+        assert await reply.wait() == "first"
+        assert seen == [False]
+        assert await pool.process("second") == "second"
+    assert_books_balance(pool)
+
+
+async def test_a_scope_that_a_call_from_a_thread_leaves_open_is_its_own_jobs() -> None:
+    async def leave_open() -> None:
+        trio.CancelScope().__enter__()
+
+    def work(job: str) -> str:
+        if job == "bad":
+            trio.from_thread.run(leave_open)
+        return job
+
+    async with open_pool(1, worker=in_thread(work)) as pool:
+        with pytest.raises(WorkerCrashed):
+            await pool.process("bad")
+        assert await pool.process("good") == "good"
+    assert_books_balance(pool)
+
+
+async def test_an_answer_counts_once_and_for_its_own_job() -> None:
+    late: list[Callable[[Any], object]] = []
+
+    class Repeats(Distant):
+        async def one(self, job: Any, answer: Any) -> Any:
+            def twice(value: Any) -> None:
+                for tell in (answer, answer, *late):
+                    tell(value)
+                late.append(answer)
+
+            return await super().one(job, twice)
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[Handler]:
+        yield Handler(Repeats(echo))
+
+    async with open_pool(1, worker=worker) as pool:
+        for number in range(5):
+            assert await pool.process(number) == number
+    assert pool.statistics().done == 5
+    assert_books_balance(pool)
+
+
+async def test_ctrl_c_after_an_answer_costs_nobody_a_result() -> None:
+    class Interrupted(Distant):
+        async def one(self, job: Any, answer: Any) -> Any:
+            await super().one(job, answer)
+            raise KeyboardInterrupt
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[Handler]:
+        yield Handler(Interrupted(echo))
+
+    with pytest.raises(KeyboardInterrupt):
+        async with open_pool(1, worker=worker) as pool:
+            reply = pool.submit_nowait("first")
+            await trio.sleep_forever()
+    assert await reply.wait() == "first"
+    count = pool.statistics()
+    assert (count.done, count.lost) == (1, 0)
+    assert_books_balance(pool)
+
+
+async def test_times_are_counted_where_a_worker_never_gets_any_sleep() -> None:
+    async with open_pool(1, worker=Distant(echo, is_last=True).worker) as pool:
+        for number in range(2 * FLUSH):
+            assert await pool.process(number) == number
+        assert len(pool._dispatch.runs.pending) <= FLUSH  # noqa: SLF001
+        assert pool.statistics().run.count == 2 * FLUSH
+
+
+async def test_a_worker_that_others_call_too_mixes_nothing_up() -> None:
+    def work(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    results: dict[str, float] = {}
+
+    async def note(name: str, call: Callable[[float], Any], seconds: float) -> None:
+        results[name] = await call(seconds)
+
+    for shared in (in_thread(work), on_executor(lambda: ThreadPoolExecutor(2), work)):
+        async with shared() as handler, open_pool(2, handler) as pool:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(note, "long", pool.process, 0.03)
+                nursery.start_soon(note, "longer", pool.process, 0.04)
+                nursery.start_soon(note, "short", handler, 0.01)
+        assert results == {"long": 0.03, "longer": 0.04, "short": 0.01}
 
 
 async def _lease_once(pool: Pool[Any, Any]) -> None:
@@ -404,8 +544,34 @@ async def test_a_result_lives_no_longer_than_its_reader_wants(engine: str) -> No
         worker = on_executor(lambda: ThreadPoolExecutor(1), make)
     async with open_pool(1, worker=worker) as pool:
         result = weakref.ref(await pool.process(1))
-        # The thread that had it has still to let go.
-        await until(lambda: (gc.collect(), result() is None)[1])
+        # Without help; the thread that had it has still to let go.
+        gc.disable()
+        try:
+            await until(lambda: result() is None)
+        finally:
+            gc.enable()
+
+
+async def test_a_kept_error_keeps_no_pool_alive() -> None:
+    def fail(_: object) -> None:
+        raise KeyError
+
+    def pools() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Dispatch) for thing in gc.get_objects())
+
+    async def run() -> None:
+        async with open_pool(1, worker=in_thread(fail)) as pool:
+            reply = pool.submit_nowait(1)
+            await pool.join()
+            assert isinstance(reply.outcome, outcome.Error)
+            kept.append(reply.outcome.error)
+
+    kept: list[BaseException] = []
+    before = pools()
+    await run()
+    assert kept
+    assert pools() <= before
 
 
 async def test_a_thread_left_behind_answers_nobody_elses_job() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import takewhile
 from math import ceil, inf
 from time import perf_counter
@@ -63,14 +64,16 @@ class ChunkSize:
 
 def caller_of(worker: Worker, other_end: OtherEnd) -> Handler:
     """Return what runs the job of a worker at its other end."""
-    one = other_end.one
+    one, answer = other_end.one, worker.answer_early
 
     # No coroutine of its own: for most jobs there is nothing to do after.
     def call(job_input: Any) -> Awaitable[Any]:
         job = worker.job
         assert job is not None
-        if job.batch is None or job.terms.before or job.terms.put_back:
-            return one(job_input)
+        if job.batch is None:
+            return one(job_input, partial(answer, job))
+        if job.terms.before or job.terms.put_back:
+            return one(job_input, None)
         return call_in_chunks(worker, other_end, job, job.batch)
 
     return call

@@ -116,17 +116,19 @@ def _is_ours(error: BaseException) -> bool:
 class OtherEnd(Protocol):
     """What a handler has as ``__trio_pool__`` whose jobs run elsewhere."""
 
-    answer: Callable[[Any], object] | None
-    """Set by its worker: what it may call with the result of `one`, in trio's thread
-    and in the very step in which it wakes the worker with that."""
-
     @property
     def spent(self) -> bool:
         """Whether it was stopped with a job, and its worker is to be replaced."""
         ...
 
-    def one(self, job_input: Any, /) -> Awaitable[Any]:
-        """Run a job; return its result, or raise its error."""
+    def one(
+        self, job_input: Any, answer: Callable[[Any], object] | None, /
+    ) -> Awaitable[Any]:
+        """Run a job; return its result, or raise its error.
+
+        A result that comes in a callback may be told by ``answer`` in there, in
+        the step in which the worker is woken to return it.
+        """
         ...
 
     async def many(self, inputs: list[Any], /) -> tuple[list[Outcome[Any]], float]:
@@ -249,6 +251,7 @@ class Worker:
         self.heed = False
         """Something must be looked at after the job: cancelled, crashed, retired."""
         self.asleep = False
+        """It has to be woken to run; an idle one may be about to get up by itself."""
         self.own_nurseries = _NO_NURSERIES
         """Those of its own context: what runs there is part of no job."""
         self.is_getting_ready = False
@@ -487,7 +490,6 @@ class Worker:
         # What has to be asked about each start is asked one by one.
         if other_end is None or supervisor.dispatch.guarded:
             return call, self._answer
-        other_end.answer = self._answer_early
         return caller_of(self, other_end), self._answer_if_not_done
 
     def _new_scope(self) -> trio.CancelScope:
@@ -698,27 +700,30 @@ class Worker:
         return self._start(following, now)
 
     @enable_ki_protection
-    def _answer_early(self, value: Any) -> None:
-        """Answer the job that it has, and be idle, though not asleep.
+    def answer_early(self, job: Job, value: Any) -> None:
+        """Answer a job, and be idle, though not asleep: `Dispatch.accept` knows both.
 
         Its other end calls this as it wakes this worker, so the caller is woken
         along with it, not a turn of the scheduler later. Whichever of the two runs
         first, the worker is free for the caller's next job. Where anything but that
         could be next, this does nothing, and the worker answers by itself.
         """
-        job, dispatch, line = self.job, self.dispatch, self.dispatch.line
+        dispatch, line = self.dispatch, self.dispatch.line
         if (
-            job is None
+            self.job is not job
+            # A job that is cancelled or out of time has terms of its own.
             or job.terms is not dispatch.plain_terms
-            or job.batch is not None
-            # Somebody wants a word with it, or with those that are free.
-            or self.heed
+            # By a guard, a lease, a limit to its life, a pause, its end.
             or self.gated
+            # Others want a job, or the worker.
             or line.count
             or line.sources
             or dispatch.room.count
+            # Others want to hear of the end.
             or dispatch.listeners
             or dispatch.tells_complete
+            # It was left with a scope open, or is about to be cancelled.
+            or self.task._cancel_status is not self._status
             or self._status.effectively_cancelled
         ):
             return
@@ -730,10 +735,11 @@ class Worker:
 
     @enable_ki_protection
     def _answer_if_not_done(self, job: Job, measured: bool) -> Job | None:
-        """Do what `_answer` does, unless `_answer_early` has."""
+        """Do what `_answer` does, unless `answer_early` has."""
         if job.state is not _DONE:
             return self._answer(job, measured)
         self._rest_anew()
+        # Otherwise it has been handed the next one, and is in that one's context.
         if self.job is None:
             self.dispatch.wake_up(self)
         return None
@@ -743,7 +749,7 @@ class Worker:
         """Decide what an error means, and answer; measured before it is told."""
         dispatch = self.dispatch
         if job.state is _DONE:
-            # Ctrl-C after `_answer_early`, and so between two jobs.
+            # Ctrl-C after `answer_early`, and so between two jobs.
             raise error
         dispatch.runs.pending.append(dispatch.stamp() - job.started_at)
         if self._is_spent():

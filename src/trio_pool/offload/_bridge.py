@@ -42,7 +42,7 @@ async def wait_until_done(
 ) -> None:
     """Wait as `wait_future` does.
 
-    ``look`` is called in the step in which this task is woken; it must not raise.
+    ``look`` is called with the future in the step in which this task is woken.
     """
     task = trio.lowlevel.current_task()
     token = trio.lowlevel.current_trio_token()
@@ -50,17 +50,21 @@ async def wait_until_done(
     # once, and so the wake-up of a task that has left already may be on its way.
     waiting = True
 
-    def wake() -> None:
+    # It has the future from who calls it: one that is done has its callbacks still,
+    # and would keep itself alive.
+    def wake(done: Future[T]) -> None:
         nonlocal waiting
         if waiting:
             waiting = False
-            if look is not None:
-                look(future)
-            reschedule(task)
+            try:
+                if look is not None:
+                    look(done)
+            finally:
+                reschedule(task)
 
-    def call_back(_: Future[T]) -> None:
+    def call_back(done: Future[T]) -> None:
         try:
-            token.run_sync_soon(wake)
+            token.run_sync_soon(wake, done)
         except trio.RunFinishedError:
             # It has outlived the run, and nobody waits for it any more.
             pass

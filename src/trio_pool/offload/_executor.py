@@ -31,7 +31,7 @@ from ._remote import (
     takes,
     unwrapped,
 )
-from ._shim import HOME, Report, run_anywhere
+from ._shim import HOME, KEPT, Report, run_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -147,7 +147,6 @@ class _OnExecutor:
     """The other end of a worker: one call on the shared executor at a time."""
 
     spent = False
-    answer: Callable[[Any], object] | None = None
 
     def __init__(
         self, shared: _Shared, fn: Callable[[Any], Any], abandon: bool
@@ -156,7 +155,6 @@ class _OnExecutor:
         self._fn = fn
         self._abandon = abandon
         self._payloads = Payloads(PAYLOAD)
-        self._opened: outcome.Outcome[Any] | None = None
 
     async def try_out(self) -> None:
         """See whether the executor works, and takes the function."""
@@ -174,30 +172,22 @@ class _OnExecutor:
             text = f"{refuse('fn', self._fn, expected)}: {reason}"
             raise TypeError(text) from error
 
-    async def one(self, job_input: Any) -> Any:
+    async def one(self, job_input: Any, answer: Callable[[Any], object] | None) -> Any:
         """Run a job; return its result, or raise its error."""
-        look = None if self.answer is None else self._look
-        result: outcome.Outcome[Any] | None
+        look = None if answer is None else partial(_answer_by, answer)
         try:
             _, fates = await self._call([job_input], look)
         except _Refused as refused:
-            result = outcome.Error(refused_argument(job_input, refused.__cause__))
+            result: outcome.Outcome[Any] = outcome.Error(
+                refused_argument(job_input, refused.__cause__)
+            )
         else:
-            result, self._opened = self._opened, None
-            if result is None:
-                result = opened(fates, 1, self._payloads)[0]
-        return unwrapped(result)
-
-    def _look(self, future: Future[Report]) -> None:
-        """Open what has come of a job as its worker is woken, and answer by it."""
+            result = opened(fates, 1, self._payloads)[0]
+            del fates
         try:
-            result = opened(future.result()[1], 1, self._payloads)[0]
-        except BaseException:
-            # It is raised again where the worker waits for it.
-            return
-        self._opened = result
-        if self.answer is not None and isinstance(result, outcome.Value):
-            self.answer(result.value)
+            return unwrapped(result)
+        finally:
+            del result
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs in one call; return their outcomes, and the seconds."""
@@ -253,6 +243,14 @@ class _OnExecutor:
         except Exception as error:
             # Of the function's own nothing comes this way.
             raise _Refused from error
+
+
+def _answer_by(answer: Callable[[Any], object], future: Future[Report]) -> None:
+    """Answer a job by its value, if nothing has to be done to have that."""
+    if not future.cancelled() and future.exception() is None:
+        [(how, what)] = future.result()[1]
+        if how == KEPT:
+            answer(what)
 
 
 @final

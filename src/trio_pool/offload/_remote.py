@@ -110,11 +110,11 @@ class Handler:
 
     async def __call__(self, job_input: Any) -> Any:
         """Run a job."""
-        return await self.__trio_pool__.one(job_input)
+        return await self.__trio_pool__.one(job_input, None)
 
 
 def unwrapped(result: outcome.Outcome[Any]) -> Any:
-    """Return the value, or raise the error, in no frame that keeps it."""
+    """Return the value, or raise the error; this frame does not keep it."""
     if isinstance(result, outcome.Value):
         return result.value
     assert isinstance(result, outcome.Error)
@@ -128,8 +128,6 @@ def unwrapped(result: outcome.Outcome[Any]) -> Any:
 class Remote:
     """The other end of a worker in an engine, to which all is sent as bytes."""
 
-    answer: Callable[[Any], object] | None = None
-
     def __init__(self, engine: Engine, payloads: Payloads) -> None:
         self._engine = engine
         self._payloads = payloads
@@ -139,12 +137,15 @@ class Remote:
         """Whether the worker has to be replaced, as planned."""
         return self._engine.spent
 
-    async def one(self, job_input: Any) -> Any:
+    async def one(self, job_input: Any, answer: Callable[[Any], object] | None) -> Any:
         """Run a job; return its result, or raise its error."""
         # In fewer steps than several are, as a call costs what its frames do.
         packed = _packed(job_input)
         if isinstance(packed, outcome.Error):
-            return unwrapped(packed)
+            try:
+                return unwrapped(packed)
+            finally:
+                del packed
         payloads = self._payloads
         payloads.look(len(packed), "argument")
         _, fates = await self._engine.call([packed])

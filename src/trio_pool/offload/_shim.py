@@ -23,13 +23,23 @@ Report = tuple[float, list[Fate]]
 
 VALUE, ERROR, EXIT, UNSENT = "value", "error", "exit", "unsent"
 KEPT, HERE = "kept", "here"
-"""A value, and an error, that need not be sent at all."""
+"""A value, and an error, that are sent as they are, if at all."""
 
 # Nothing that a user could have changed the pickling of.
 _SIMPLE = frozenset((type(None), bool, int, float, str, bytes))
 
 HOME = (os.getpid(), uuid.uuid4().hex)
 """Who imports this: another process, or interpreter, has another."""
+
+
+def _is_small(thing: Any) -> bool:
+    """Say whether there is nothing to think about in sending a thing."""
+    kind = type(thing)
+    if kind is int:
+        return -(2**63) <= thing < 2**63  # type: ignore[no-any-return]
+    if kind is str or kind is bytes:
+        return len(thing) < 1000
+    return kind is float or kind is bool or thing is None
 
 
 def pack(thing: Any) -> bytes:
@@ -146,7 +156,7 @@ def _run_one(fn: Any, item: Any, is_here: bool = False) -> Fate:
     except BaseException as error:
         _trimmed(error)
         return (HERE, error) if is_here else pack_error(error)
-    if is_here:
+    if is_here or _is_small(value):
         return KEPT, value
     try:
         return VALUE, pack(value)

@@ -74,26 +74,16 @@ async def _open_worker(
 
 @final
 class _Place:
-    """A worker's place for one thread, which is free whenever it has a job.
+    """A worker's place for one thread, which is free whenever it has a job."""
 
-    Trio asks it as it would ask a limiter, whose every token is one more turn of
-    the scheduler.
-    """
-
-    def __init__(self, on_release: Callable[[], object] | None = None) -> None:
+    def __init__(self) -> None:
         self.taken = False
         self._free: trio.Event | None = None
-        self._on_release = on_release
 
-    async def acquire_on_behalf_of(self, _: object) -> None:
-        self.taken = True
-
-    def release_on_behalf_of(self, _: object) -> None:
+    def free(self) -> None:
         self.taken = False
         if self._free is not None:
             self._free.set()
-        if self._on_release is not None:
-            self._on_release()
 
     async def wait_until_free(self) -> None:
         if self.taken:
@@ -102,39 +92,67 @@ class _Place:
 
 
 @final
-class _InThread:
-    """The other end of a worker: a thread at a time."""
+class _Call:
+    """One call in a thread.
 
-    def __init__(self, fn: Callable[[Any], Any], abandon_on_cancel: bool) -> None:
-        self.answer: Callable[[Any], object] | None = None
-        self.place = _Place(None if abandon_on_cancel else self._tell)
+    Trio asks it as it would ask a limiter, whose every token is one more turn of
+    the scheduler; and so it hears of the end in the step that wakes the worker.
+    """
+
+    def __init__(
+        self,
+        place: _Place,
+        fn: Callable[[Any], Any],
+        answer: Callable[[Any], object] | None,
+    ) -> None:
+        self._place = place
         self._fn = fn
+        self._answer = answer
         self._result: Any = _NOTHING
-        name = getattr(fn, "__name__", None)
-        self._call: Any = partial(
-            trio.to_thread.run_sync,
-            # As trio has it, which makes it anew for every call.
-            thread_name=f"{name} from {trio.lowlevel.current_task().name}",
-            limiter=self.place,  # type: ignore[arg-type]  # or alike, say trio's docs
-            abandon_on_cancel=abandon_on_cancel,
-        )
-        self.one: Callable[[Any], Awaitable[Any]] = partial(
-            self._call, fn if abandon_on_cancel else self._run
-        )
-        """Runs a job; returns its result, or raises its error."""
 
-    def _run(self, item: Any) -> Any:
+    def run(self, item: Any) -> Any:
+        """Do it, in the thread."""
         result = self._fn(item)
+        # Trio refuses these.
         if not isinstance(result, CoroutineType):
             self._result = result
         return result
 
-    def _tell(self) -> None:
-        result = self._result
-        if result is not _NOTHING:
-            self._result = _NOTHING
-            if self.answer is not None:
-                self.answer(result)
+    async def acquire_on_behalf_of(self, _: object) -> None:
+        self._place.taken = True
+
+    def release_on_behalf_of(self, _: object) -> None:
+        self._place.free()
+        # The traceback of an error has this, and is not to have the worker too.
+        answer, self._answer = self._answer, None
+        result, self._result = self._result, _NOTHING
+        if result is not _NOTHING and answer is not None:
+            answer(result)
+
+
+@final
+class _InThread:
+    """The other end of a worker: a thread at a time."""
+
+    def __init__(self, fn: Callable[[Any], Any], abandon_on_cancel: bool) -> None:
+        self.place = _Place()
+        self._fn = fn
+        self._abandons = abandon_on_cancel
+        name = getattr(fn, "__name__", None)
+        self._run_sync: Any = partial(
+            trio.to_thread.run_sync,
+            # As trio has it, which makes it anew for every call.
+            thread_name=f"{name} from {trio.lowlevel.current_task().name}",
+            abandon_on_cancel=abandon_on_cancel,
+        )
+
+    def one(
+        self, job_input: Any, answer: Callable[[Any], object] | None
+    ) -> Awaitable[Any]:
+        """Run a job; return its result, or raise its error."""
+        # One that is left behind has nobody to answer.
+        call = _Call(self.place, self._fn, None if self._abandons else answer)
+        return self._run_sync(call.run, job_input, limiter=call)  # type: ignore[no-any-return]
 
     @property
     def spent(self) -> bool:
@@ -143,7 +161,8 @@ class _InThread:
 
     async def many(self, items: list[Any]) -> tuple[list[outcome.Outcome[Any]], float]:
         """Run several jobs one after the other; return their outcomes."""
-        results, seconds = await self._call(_run_all, self._fn, items)
+        call = _Call(self.place, partial(_run_all, self._fn), None)
+        results, seconds = await self._run_sync(call.run, items, limiter=call)
         return never_begun(results, len(items)), seconds
 
 
