@@ -630,3 +630,19 @@ async def test_a_result_that_ends_the_program_takes_its_job_alone() -> None:
         assert isinstance(caught.value.__cause__, SystemExit)
         assert await pool.process("stay") == 1
     assert_books_balance(pool)
+
+
+class Careless(Executor):
+    """Gives back something else than what it was given to do."""
+
+    def submit(self, fn: Any, /, *args: Any, **_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(args[2])
+        return future
+
+
+async def test_an_executor_that_gives_back_something_else_fails_its_job_alone() -> None:
+    async with open_pool(1, worker=on_executor(Careless, str)) as pool:
+        with pytest.raises((TypeError, ValueError)):
+            await pool.process("job")
+    assert_books_balance(pool)

@@ -247,10 +247,15 @@ class _OnExecutor:
 
 def _answer_by(answer: Callable[[Any], object], future: Future[Report]) -> None:
     """Answer a job by its value, if nothing has to be done to have that."""
-    if not future.cancelled() and future.exception() is None:
-        [(how, what)] = future.result()[1]
-        if how == KEPT:
-            answer(what)
+    if future.cancelled() or future.exception() is not None:
+        return
+    try:
+        _, [(how, what)] = future.result()
+    except (TypeError, ValueError):
+        # No executor should change what it was given, and no run end if one does.
+        return
+    if how == KEPT:
+        answer(what)
 
 
 @final
