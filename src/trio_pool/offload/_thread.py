@@ -99,6 +99,8 @@ class _Call:
     the scheduler; and so it hears of the end in the step that wakes the worker.
     """
 
+    __slots__ = ("_answer", "_fn", "_place", "_result")
+
     def __init__(
         self,
         place: _Place,
