@@ -400,7 +400,8 @@ def test_a_latency_is_a_frozen_value_of_plain_numbers():
     latency = latency_of([0.25])
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         latency.count = 2
-    assert attrs.asdict(latency) == {
+    seen = attrs.asdict(latency, filter=lambda field, _: field.name != "_cells")
+    assert seen == {
         "count": 1,
         "mean": 0.25,
         "p50": 0.25,

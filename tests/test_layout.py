@@ -15,7 +15,7 @@ FLOORS = [
     {
         *("_errors", "_checks", "_latency", "_policy", "_guards", "_config"),
         *("_events", "_telling", "_timer", "_trio", "_nursery", "_current", "_records"),
-        "_extras",
+        *("_extras", "_progress"),
         # Public by name, and needed by the pool.
         *("streams", "drain", "tasks"),
     },
@@ -35,6 +35,7 @@ FLOORS = [
     {"__init__"},
     # What is public by name and needed by nothing below, so it can be deleted.
     {
+        *("prometheus", "opentelemetry", "logs", "progress._pace"),
         *("testing._scheduler", "testing._trials", "testing._schedules"),
         *("testing._checks", "testing._faults", "testing._groups"),
         *("testing._hosted", "testing._scripted"),
@@ -46,6 +47,9 @@ FLOORS = [
     {"testing._machine"},
     {"testing._stress"},
     {"testing"},
+    {"progress._plain", "progress._tqdm", "progress._rich"},
+    {"progress._show"},
+    {"progress"},
     {
         *("offload._bridge", "offload._errors", "offload._shim"),
         *("offload._lifeline", "offload._ray_guard"),
@@ -70,6 +74,10 @@ OPTIONAL = {
     "offload._dask_own": {"distributed"},
     "offload._dask_others": {"distributed"},
     "offload._ray": {"ray"},
+    "progress._tqdm": {"tqdm"},
+    "progress._rich": {"rich"},
+    "prometheus": {"prometheus_client"},
+    "opentelemetry": {"opentelemetry"},
     "offload._ray_place": {"ray"},
 }
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}

@@ -77,7 +77,7 @@ CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(va
 
 # Made to be subclassed, or a mere description of keyword arguments.
 NOT_FINAL = {
-    *(Hooks, PoolError, JobError, PoolOptions),
+    *(Hooks, PoolError, JobError, PoolOptions, trio_pool.Progress),
     *(trio_pool.testing.PoolMachine, trio_pool.testing.RecordingHooks),
     *(trio_pool.testing.AnyPool, trio_pool.testing.Arrivals),
     trio_pool.testing.JobOptions,
@@ -125,9 +125,10 @@ def test_the_exported_names_are_those_of_the_design() -> None:
             *("JobError", "JobTimeout", "JobDropped", "JobCancelled", "WorkerCrashed"),
             *("JobExpired",),
             *("JobId", "JobState", "WorkerState", "PoolStatistics", "WorkerSnapshot"),
+            *("PoolState", "Progress"),
             *("Latency", "CircuitStatistics", "Settled", "ShutdownReport"),
             *("PoolChanged", "PoolResized", "WorkerChanged", "JobChanged"),
-            *("Event", "EventsLost", "EventStream"),
+            *("Event", "EventKind", "EventsLost", "EventStream"),
         ]
     )
 
@@ -162,7 +163,10 @@ def test_the_exported_names_of_the_test_kit_are_known() -> None:
 def test_modules_are_private_or_public_by_name() -> None:
     modules = {module.name for module in pkgutil.iter_modules(trio_pool.__path__)}
     public = {name for name in modules if not name.startswith("_")}
-    assert public == {"streams", "drain", "tasks", "offload", "testing"}
+    assert public == {
+        *("streams", "drain", "tasks", "offload", "testing", "progress"),
+        *("prometheus", "opentelemetry", "logs", "web", "cli"),
+    }
 
 
 def test_the_package_says_that_it_is_typed() -> None:
@@ -276,7 +280,7 @@ def test_what_is_worked_on_is_positional_and_options_are_keywords(
 def test_the_options_of_a_job_are_called_the_same_everywhere(kind: type) -> None:
     every = {"timeout", "priority", "retry"}
     # The calls of a `TaskPool` are run where they are.
-    many = every | ({"chunk"} if kind is Pool else set())
+    many = {*every, "progress"} | ({"chunk"} if kind is Pool else set())
     detached = {*every, "key", "delay", "ttl", "drain", "id"}
     assert {name: options_of(kind, name) for name in (*GIVING_IN, *BATCHES)} == {
         "process": {*every, "key"},
@@ -317,6 +321,8 @@ DEFAULTS: dict[str, Any] = {
     "ordered": True,
     "outcomes": False,
     "buffer": 1024,
+    "kinds": None,
+    "progress": False,
 }
 
 
@@ -344,6 +350,7 @@ def test_the_methods_of_a_pool_are_those_of_the_design() -> None:
         *("map", "settle", "stream"),
         *("resize", "pause", "resume", "join", "shutdown", "cancel"),
         *("size", "name", "closed", "statistics", "workers", "events", "plugin"),
+        *("state", "config", "running"),
     }
 
 
@@ -376,7 +383,7 @@ def test_what_is_read_by_async_for_is_its_own_iterator(kind: type) -> None:
 
 
 def test_the_type_aliases_are_unions_of_public_types() -> None:
-    assert set(ALIASES) & set(FRONT) == {"Event", "JobId"}
+    assert set(ALIASES) & set(FRONT) == {"Event", "EventKind", "JobId"}
     assert set(typing.get_args(JobId)) == {int, str}
     assert set(typing.get_args(Event)) == {
         *(PoolChanged, PoolResized, WorkerChanged, JobChanged, EventsLost),

@@ -18,6 +18,7 @@ from ._errors import WorkerCrashed as WorkerCrashed
 from ._errors import WouldDeadlock as WouldDeadlock
 from ._errors import WrongThread as WrongThread
 from ._events import Event as Event
+from ._events import EventKind as EventKind
 from ._events import EventsLost as EventsLost
 from ._events import Hooks as Hooks
 from ._events import JobChanged as JobChanged
@@ -25,6 +26,7 @@ from ._events import JobId as JobId
 from ._events import JobState as JobState
 from ._events import PoolChanged as PoolChanged
 from ._events import PoolResized as PoolResized
+from ._events import PoolState as PoolState
 from ._events import PoolStatistics as PoolStatistics
 from ._events import Settled as Settled
 from ._events import ShutdownReport as ShutdownReport
@@ -46,6 +48,7 @@ from ._policy import Retry as Retry
 from ._pool import Pool as Pool
 from ._pool import TaskPool as TaskPool
 from ._pool import open_pool as open_pool
+from ._progress import Progress as Progress
 from ._telling import EventStream as EventStream
 from .drain import Drain as Drain
 from .streams import Stream as Stream

@@ -51,6 +51,11 @@ class Sink(Protocol):
     reader: Task | None
     """Who waits for the next result, and wants to look at each that is ready."""
 
+    @property
+    def failed(self) -> int:
+        """Items that ended by an error, cancelled ones too."""
+        ...
+
     def expect(self, item: Any) -> None:
         """The next item of the input has been taken."""
 
@@ -186,8 +191,8 @@ class Batch:
         """The rest was called off."""
         self.cut = False
         """It was called off before the source ran out."""
-        self.ended_early = False
-        """An item ended cancelled because the rest was called off."""
+        self.ended_early = 0
+        """Items that ended cancelled because the rest was called off."""
         self.source_error: BaseException | None = None
         self.pool_error: Exception | None = None
         self.sink = sink
@@ -235,6 +240,12 @@ class Batch:
         """Items that a worker has taken and finished without asking anyone."""
         return self.last + 1 - self.handed
 
+    def counts(self) -> tuple[int, int]:
+        """Count the items that have ended: by a value, and by an error."""
+        failed = self.sink.failed
+        unended = self.live + len(self._again) + self.ended_early
+        return self.taken - unended - failed, failed
+
     def run_dry(self) -> None:
         """The source has said that it is at its end; do not ask it again."""
         self.source = iter(())
@@ -264,7 +275,7 @@ class Batch:
             and self.fn is None
             and self.timeout == math.inf
             and dispatch.solo
-            and not dispatch.watched
+            and not dispatch.tells_each
             and not dispatch.room.count
             and not dispatch.line.count
             and dispatch.line.sources == 1
@@ -408,7 +419,7 @@ class Batch:
         called_off = self.stopped and self.pool_error is None
         kept = False
         if called_off and job.state is JobState.CANCELLED:
-            self.ended_early = True
+            self.ended_early += 1
         else:
             kept = self.sink.answer(job)
         if kept:

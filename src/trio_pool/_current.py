@@ -80,6 +80,9 @@ class CurrentJob:
     """Seconds that this attempt may run."""
     deadline: float
     """When it will be cancelled, on `trio.current_time()`; ``math.inf`` if never."""
+    waited: float
+    """Seconds that it stood in the backlog before this attempt; 0.0 for the first
+    attempt of an item of `map`, which never stands there."""
     worker: int
     """The id of the worker that runs it."""
     # Not the job's record: that keeps an error, whose traceback has the frames
@@ -130,6 +133,7 @@ def describe(job: Any) -> CurrentJob:
     current.priority = job.priority
     current.timeout = timeout
     current.deadline = deadline
+    current.waited = 0.0 if batch is not None and not terms.before else job.waited()
     current.worker = job.worker.id
     current._actor = job.worker  # noqa: SLF001
     current._number = job.id  # noqa: SLF001

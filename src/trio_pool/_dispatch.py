@@ -158,6 +158,7 @@ class Dispatch:
         "stopping",
         "takes_many",
         "tells_complete",
+        "tells_each",
         "thread",
         "timer",
         "unheard",
@@ -1378,6 +1379,7 @@ class Dispatch:
         self.tells_queue = hooks.listening("on_job_queue")
         self.tells_start = hooks.listening("on_job_start")
         self.tells_complete = hooks.listening("on_job_complete")
+        self.tells_each = self.tells_queue or self.tells_start or self.tells_complete
         self.change += 1
 
     def keep_unheard(self, job: Job) -> None:

@@ -58,6 +58,17 @@ class WorkerState(enum.Enum):
     STOPPED = "stopped"
 
 
+@final
+class PoolState(enum.Enum):
+    """Where a pool is between its opening and the end of its block."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    BROKEN = "broken"
+
+
 PoolKind: TypeAlias = Literal["pool_start", "pool_stop"]
 """What `PoolChanged` tells of: the name of the hook, without ``on_``."""
 
@@ -76,6 +87,9 @@ JobKind: TypeAlias = Literal[
     "job_drop",
 ]
 """What `JobChanged` tells of: the name of the hook, without ``on_``."""
+
+EventKind: TypeAlias = PoolKind | Literal["resize"] | WorkerKind | JobKind
+"""What an event stream can be asked for: the name of a hook, without ``on_``."""
 
 
 @final

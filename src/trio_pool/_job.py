@@ -206,6 +206,12 @@ class Job:
         self.dispatch.cancel_running(self)
         return Abort.FAILED
 
+    def waited(self) -> float:
+        """Say for how many seconds a running job stood in the backlog."""
+        if self.queued_at < 0.0 or not self.begun:
+            return 0.0
+        return max(0.0, self.started_at - self.queued_at)
+
     def wake(self) -> None:
         """Wake everyone who waits for the end of this job."""
         if self.caller is not None:

@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import final
 
@@ -39,6 +40,39 @@ class Latency:
     """Seconds that 99 of 100 did not exceed."""
     max: float
     """The longest, in seconds."""
+    # In order, those that counted something; left out of what one looks at.
+    _cells: tuple[tuple[int, int], ...] = attrs.field(
+        default=(), alias="cells", repr=False, eq=False
+    )
+
+    def below(self, seconds: float) -> int:
+        """Count those that took less than ``seconds``.
+
+        Exact at the edges of the cells, ``(1 + k / 8) * 2.0 ** n``, so at every
+        power of two; in between, a cell counts if all of it is below. From one
+        reading to the next a count never falls at 2.0 ** -15 s (30 us) and above;
+        quicker jobs are counted together, by a mean that moves.
+        """
+        return sum(count for cell, count in self._cells if _end(cell) <= seconds)
+
+    def since(self, earlier: "Latency") -> "Latency":
+        """Return what was counted after an earlier reading of the same times.
+
+        ``count`` and ``mean`` are exact but for rounding, percentiles as good as
+        all are, and ``max`` no less than the longest, by an eighth at most.
+        """
+        cells = _lump(self._cells)
+        cells.subtract(_lump(earlier._cells))  # noqa: SLF001
+        left = {cell: count for cell, count in cells.items() if count > 0}
+        count = self.count - earlier.count
+        if not left or count <= 0:
+            return _NOTHING
+        seconds = self.mean * self.count - earlier.mean * earlier.count
+        # The lowest cell may stand for all that are below it.
+        low = 0.0
+        high = min(self.max, _end(max(left)))
+        totals = _Totals(sum(left.values()), max(seconds, 0.0), low, high, left)
+        return _latency_of(totals)
 
 
 # Never changed, but not frozen: that would cost 0.5 us more each time.
@@ -89,6 +123,49 @@ def _middle(cell: int) -> float:
     octave, eighth = divmod(cell, 8)
     low, high = eighth + 8, eighth + 9
     return math.ldexp(2 * low * high / (low + high), octave - 5)
+
+
+def _end(cell: int) -> float:
+    """Return the least time that is above all of a cell's, that of 0.0 too."""
+    return math.ulp(0.0) if cell == _ZERO else _edge(cell)
+
+
+def _lump(cells: Iterable[tuple[int, int]]) -> Counter[int]:
+    """Count again with all quick times in one cell, whatever their mean was."""
+    lumped: Counter[int] = Counter()
+    for cell, count in cells:
+        lumped[max(cell, _QUICK)] += count
+    return lumped
+
+
+def _latency_of(totals: _Totals) -> Latency:
+    if not totals.count:
+        return _NOTHING
+    cells = sorted(totals.cells)
+    ranks = list(accumulate(totals.cells[cell] for cell in cells))
+
+    def clamp(seconds: float) -> float:
+        return min(max(seconds, totals.low), totals.high)
+
+    def percentile(percent: int) -> float:
+        rank = -(-percent * totals.count // 100)
+        return clamp(_middle(cells[bisect_left(ranks, rank)]))
+
+    return Latency(
+        count=totals.count,
+        mean=clamp(totals.seconds / totals.count),
+        p50=percentile(50),
+        p95=percentile(95),
+        p99=percentile(99),
+        max=totals.high,
+        cells=tuple((cell, totals.cells[cell]) for cell in cells),
+    )
+
+
+_NOTHING = Latency(count=0, mean=0.0, p50=0.0, p95=0.0, p99=0.0, max=0.0)
+
+_QUICK = _cell(2.0**-15) - 1
+"""The cell below the least time that is measured by itself: see `Latency.below`."""
 
 
 def _tally(samples: Sequence[float]) -> _Totals:
@@ -154,27 +231,7 @@ class Histogram:
 
     def latency(self) -> Latency:
         """Return the percentiles of all so far; legal from any thread."""
-        totals = self.totals()
-        if not totals.count:
-            return Latency(count=0, mean=0.0, p50=0.0, p95=0.0, p99=0.0, max=0.0)
-        cells = sorted(totals.cells)
-        ranks = list(accumulate(totals.cells[cell] for cell in cells))
-
-        def clamp(seconds: float) -> float:
-            return min(max(seconds, totals.low), totals.high)
-
-        def percentile(percent: int) -> float:
-            rank = -(-percent * totals.count // 100)
-            return clamp(_middle(cells[bisect_left(ranks, rank)]))
-
-        return Latency(
-            count=totals.count,
-            mean=clamp(totals.seconds / totals.count),
-            p50=percentile(50),
-            p95=percentile(95),
-            p99=percentile(99),
-            max=totals.high,
-        )
+        return _latency_of(self.totals())
 
     def totals(self) -> _Totals:
         """Return all so far, pending or not; legal from any thread."""

@@ -35,6 +35,7 @@ from ._errors import JobCancelled, PoolBroken
 from ._events import UNHEARD, JobState, Settled
 from ._job import DraftValue, outcome_of, raise_caught
 from ._nursery import open_bare_nursery, whole_block
+from ._progress import AnyProgress, show
 from ._records import draft_of
 from ._trio import WAKE
 from .streams import Stream
@@ -80,6 +81,10 @@ class _Values:
         self.values: list[Any] = []
         self.failures: list[BaseException] = []
 
+    @property
+    def failed(self) -> int:
+        return len(self.failures)
+
     def expect(self, item: Any) -> None:
         self.values.append(None)
 
@@ -116,6 +121,10 @@ class _Settleds:
         self.items: list[Any] = []
         self.values: list[Any] = []
         self._failures: dict[int, Settled[Any, Any]] = {}
+
+    @property
+    def failed(self) -> int:
+        return len(self._failures)
 
     def expect(self, item: Any) -> None:
         self.values.append(None)
@@ -159,6 +168,7 @@ async def map_items(
     retry: Retry | None,
     chunk: int | None = None,
     fn: Callable[..., Any] | None = None,
+    progress: AnyProgress = False,
 ) -> list[Any]:
     """Run a job for each item; see `Pool.map`."""
     sink = _Values()
@@ -170,7 +180,7 @@ async def map_items(
     cancelled: BaseException | None = None
     try:
         try:
-            await _run(batch, items)
+            await _run(batch, items, progress)
         except trio.Cancelled as error:
             if not sink.failures:
                 raise
@@ -211,6 +221,7 @@ async def settle_items(
     retry: Retry | None,
     chunk: int | None = None,
     fn: Callable[..., Any] | None = None,
+    progress: AnyProgress = False,
 ) -> list[Any]:
     """Run a job for each item and keep all outcomes; see `Pool.settle`."""
     sink = _Settleds()
@@ -219,7 +230,7 @@ async def settle_items(
         dispatch, sink, context, timeout, priority, fn=fn, retry=retry, chunk=chunk
     )
     try:
-        await _run(batch, items)
+        await _run(batch, items, progress)
         _raise_cut(batch)
         return await sink.results()
     finally:
@@ -235,18 +246,21 @@ def _raise_cut(batch: Batch) -> None:
 
 
 @enable_ki_protection
-async def _run(batch: Batch, items: Any) -> None:
+async def _run(batch: Batch, items: Any, progress: AnyProgress) -> None:
     """Feed a batch and wait for its end, whatever happens meanwhile."""
     dispatch = batch.dispatch
     _open(batch, items)
     try:
-        dispatch.nesting.check(current_task(), batch, "a wait for all of a batch")
-        if not isinstance(items, Iterable):
-            await batch.feed(items)
-        await batch.wait()
-    except BaseException:
-        await _abandon(batch)
-        raise
+        async with show(progress, items, batch.counts):
+            try:
+                task = current_task()
+                dispatch.nesting.check(task, batch, "a wait for all of a batch")
+                if not isinstance(items, Iterable):
+                    await batch.feed(items)
+                await batch.wait()
+            except BaseException:
+                await _abandon(batch)
+                raise
     finally:
         _close(batch)
 
@@ -330,6 +344,7 @@ class _Window:
         self.values: dict[int, Any] = {} if ordered else OrderedDict()
         self.items: _Numbered | None = _Numbered() if outcomes else None
         self.reader: Task | None = None
+        self.failed = 0
         self._failures: dict[int, Job] = {}
         """What stands for itself in ``values`` is a job that has failed."""
         self._tells = outcomes
@@ -349,6 +364,7 @@ class _Window:
         if not done:
             self._failures[index] = job
             self._tells = True
+            self.failed += 1
         self.values[index] = job.value if done else None
         if self.reader is not None:
             self.look()
@@ -467,6 +483,7 @@ async def open_stream(
     ahead: int | None,
     outcomes: bool,
     fn: Callable[..., Any] | None = None,
+    progress: AnyProgress = False,
 ) -> AsyncGenerator[Stream[Any], None]:
     """Run a job for each item, not far ahead of the reader; see `Pool.stream`."""
     window = _Window(ordered, ahead, 2 * max(1, dispatch.wanted), outcomes)
@@ -485,17 +502,20 @@ async def open_stream(
     await checkpoint()
     _open(batch, items)
     try:
-        if isinstance(items, Iterable):
-            yield stream
-        else:
-            async with open_bare_nursery() as nursery:
-                nursery.start_soon(batch.feed, items)
-                try:
+        async with show(progress, items, batch.counts):
+            try:
+                if isinstance(items, Iterable):
                     yield stream
-                finally:
-                    batch.stop()
+                else:
+                    async with open_bare_nursery() as nursery:
+                        nursery.start_soon(batch.feed, items)
+                        try:
+                            yield stream
+                        finally:
+                            batch.stop()
+            finally:
+                await _abandon(batch)
     finally:
-        await _abandon(batch)
         _close(batch)
         batch.source_error = None
         window.leave()

@@ -9,6 +9,7 @@ from collections.abc import (
     AsyncIterable,
     Awaitable,
     Callable,
+    Collection,
     Hashable,
     Iterable,
 )
@@ -47,11 +48,14 @@ from ._checks import (
     refuse,
 )
 from ._config import PoolConfig, PoolOptions, make_config
+from ._current import CurrentJob
 from ._errors import PoolBroken, PoolError
 from ._events import (
+    EventKind,
     In,
     JobState,
     Out,
+    PoolState,
     PoolStatistics,
     Settled,
     ShutdownReport,
@@ -64,6 +68,7 @@ from ._many import map_items, open_stream, settle_items
 from ._nursery import open_bare_nursery, whole_block
 from ._plugins import open_plugins
 from ._policy import Retry
+from ._progress import AnyProgress, check_progress
 from ._supervisor import Supervisor
 from ._telling import EventStream
 from ._trio import effective_deadline, is_armed
@@ -121,6 +126,20 @@ class _Handle:
     def closed(self) -> bool:
         """Whether the pool takes no more jobs."""
         return self._dispatch.closed
+
+    @property
+    def state(self) -> PoolState:
+        """Where it is in its life; legal from any thread.
+
+        ``CLOSING`` from when it takes no more jobs until its last worker has
+        gone, ``BROKEN`` for good once a restart budget is spent.
+        """
+        return self._supervisor.state()
+
+    @property
+    def config(self) -> PoolConfig:
+        """The options that it was opened with, with what its plugins brought."""
+        return self._supervisor.config
 
     async def resize(self, size: int) -> None:
         """Change the wanted number of workers; return when it is reached.
@@ -208,19 +227,32 @@ class _Handle:
         """Picture every worker; legal from any thread."""
         return self._supervisor.snapshots()
 
+    def running(self) -> tuple[CurrentJob, ...]:
+        """Describe the jobs that workers run just now, their inputs too.
+
+        Of a call for several items of `map` it is the first. Jobs are as their
+        handlers see them by `current_job`, so each can be cancelled.
+        """
+        self._dispatch.check_thread()
+        return self._supervisor.jobs_running()
+
     @whole_block
-    async def events(self, *, buffer: int = 1024) -> AsyncGenerator[EventStream, None]:
+    async def events(
+        self, *, buffer: int = 1024, kinds: Collection[EventKind] | None = None
+    ) -> AsyncGenerator[EventStream, None]:
         """Open an async iterator over what happens from now on, as typed records.
 
         At most ``buffer`` events wait for the reader; of a slow one the oldest
         are lost, and an `EventsLost` in their place says how many. The stream
         ends when the pool has stopped and all has been read. The records are
-        those that hooks get; each has its ``kind``.
+        those that hooks get; each has its ``kind``. With ``kinds`` only those
+        are given, and a job that causes none of them costs no more than without
+        a stream.
         """
         dispatch = self._dispatch
         dispatch.check_thread()
         name, clock = self._supervisor.config.name, dispatch.clock
-        stream = dispatch.hooks.open_stream(name, clock, buffer)
+        stream = dispatch.hooks.open_stream(name, clock, buffer, kinds)
         dispatch.look_for_listeners()
         if self._supervisor.finished.is_set():
             stream.close()
@@ -262,6 +294,7 @@ class _Handle:
         priority: int,
         retry: Retry | None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> tuple[float, int, Retry | None]:
         if timeout is None:
             timeout = self._timeout
@@ -271,6 +304,8 @@ class _Handle:
         _check_retry(retry)
         if chunk is not None:
             check_count("chunk", chunk, zero=False)
+        if progress is not False:
+            check_progress(progress)
         return timeout, priority, retry
 
     def _stream(
@@ -284,8 +319,11 @@ class _Handle:
         retry: Retry | None,
         chunk: int | None = None,
         fn: Callable[..., Any] | None = None,
+        progress: AnyProgress = False,
     ) -> Any:
-        timeout, priority, retry = self._batch_options(timeout, priority, retry, chunk)
+        timeout, priority, retry = self._batch_options(
+            timeout, priority, retry, chunk, progress
+        )
         if ahead is not None:
             check_count("ahead", ahead, zero=False)
         check_source("items", items)
@@ -300,6 +338,7 @@ class _Handle:
             ahead,
             outcomes,
             fn,
+            progress,
         )
 
 
@@ -620,6 +659,7 @@ class Pool(_Handle, Generic[In, Out]):
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> list[Out]:
         """Run a job for each item; return the results in input order.
 
@@ -636,13 +676,19 @@ class Pool(_Handle, Generic[In, Out]):
         its time, and are lost or cancelled together; hooks hear of all but
         the first, and `current_job` knows them, only when it has ended.
 
+        With ``progress``, True or a label, how many have ended is drawn on a
+        terminal, or logged now and then if standard error is none. A bar of
+        `trio_pool.progress`, or any `Progress`, may stand there instead.
+
         Raises:
           ExceptionGroup: of every failure, each with a note that names its
             item. An error of ``items`` itself leaves bare.
           PoolClosed, PoolBroken: the pool stopped before the end.
         """
-        options = self._batch_options(timeout, priority, retry, chunk)
-        return await map_items(self._dispatch, items, *options, chunk)
+        options = self._batch_options(timeout, priority, retry, chunk, progress)
+        return await map_items(
+            self._dispatch, items, *options, chunk, progress=progress
+        )
 
     async def settle(
         self,
@@ -653,6 +699,7 @@ class Pool(_Handle, Generic[In, Out]):
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> list[Settled[In, Out]]:
         """Run a job for each item; return every outcome in input order.
 
@@ -660,8 +707,10 @@ class Pool(_Handle, Generic[In, Out]):
         error of ``items``, and the end of the pool, are raised. Items that are
         to share no fate with others get calls of their own by ``chunk=1``.
         """
-        options = self._batch_options(timeout, priority, retry, chunk)
-        return await settle_items(self._dispatch, items, *options, chunk)
+        options = self._batch_options(timeout, priority, retry, chunk, progress)
+        return await settle_items(
+            self._dispatch, items, *options, chunk, progress=progress
+        )
 
     @overload
     def stream(
@@ -676,6 +725,7 @@ class Pool(_Handle, Generic[In, Out]):
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -691,6 +741,7 @@ class Pool(_Handle, Generic[In, Out]):
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -705,6 +756,7 @@ class Pool(_Handle, Generic[In, Out]):
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> Any:
         """Open an async iterator over the results, while the work goes on.
 
@@ -720,7 +772,15 @@ class Pool(_Handle, Generic[In, Out]):
         other tasks a turn only if that is the first read or 0.5 ms have passed.
         """
         return self._stream(
-            items, ordered, ahead, outcomes, timeout, priority, retry, chunk
+            items,
+            ordered,
+            ahead,
+            outcomes,
+            timeout,
+            priority,
+            retry,
+            chunk,
+            progress=progress,
         )
 
 
@@ -881,11 +941,14 @@ class TaskPool(_Handle):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> list[Out]:
         """Run ``async_fn(item)`` for each item; return the results in order."""
-        options = self._batch_options(timeout, priority, retry)
+        options = self._batch_options(timeout, priority, retry, progress=progress)
         fn = _check_function(async_fn)
-        return await map_items(self._dispatch, items, *options, fn=fn)
+        return await map_items(
+            self._dispatch, items, *options, fn=fn, progress=progress
+        )
 
     async def settle(
         self,
@@ -896,11 +959,14 @@ class TaskPool(_Handle):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> list[Settled[In, Out]]:
         """Run ``async_fn(item)`` for each item; return every outcome in order."""
-        options = self._batch_options(timeout, priority, retry)
+        options = self._batch_options(timeout, priority, retry, progress=progress)
         fn = _check_function(async_fn)
-        return await settle_items(self._dispatch, items, *options, fn=fn)
+        return await settle_items(
+            self._dispatch, items, *options, fn=fn, progress=progress
+        )
 
     @overload
     def stream(
@@ -915,6 +981,7 @@ class TaskPool(_Handle):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -930,6 +997,7 @@ class TaskPool(_Handle):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -944,11 +1012,20 @@ class TaskPool(_Handle):
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> Any:
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
         return self._stream(
-            items, ordered, ahead, outcomes, timeout, priority, retry, fn=fn
+            items,
+            ordered,
+            ahead,
+            outcomes,
+            timeout,
+            priority,
+            retry,
+            fn=fn,
+            progress=progress,
         )
 
 

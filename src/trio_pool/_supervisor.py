@@ -13,12 +13,13 @@ import trio
 from trio.lowlevel import ParkingLot, enable_ki_protection
 
 from ._books import Closing, count, picture
-from ._current import crew
+from ._current import CurrentJob, crew, describe
 from ._dispatch import Dispatch
 from ._errors import PoolBroken, WorkerCrashed
 from ._events import (
     PoolChanged,
     PoolResized,
+    PoolState,
     PoolStatistics,
     ShutdownReport,
     WorkerChanged,
@@ -626,6 +627,22 @@ class Supervisor:
     def statistics(self) -> PoolStatistics:
         """Count everything."""
         return count(self.dispatch, self._started, self.restarts)
+
+    def state(self) -> PoolState:
+        """Say where in its life the pool is."""
+        dispatch = self.dispatch
+        if isinstance(dispatch.failure, PoolBroken):
+            return PoolState.BROKEN
+        if dispatch.stopped_at is not None:
+            return PoolState.CLOSED
+        if dispatch.closed:
+            return PoolState.CLOSING
+        return PoolState.PAUSED if dispatch.paused else PoolState.OPEN
+
+    def jobs_running(self) -> tuple[CurrentJob, ...]:
+        """Describe the jobs that workers have."""
+        jobs = [worker.job for worker in self.dispatch.workers.values()]
+        return tuple(describe(job) for job in jobs if job is not None)
 
     def snapshots(self) -> tuple[WorkerSnapshot, ...]:
         """Picture every worker."""

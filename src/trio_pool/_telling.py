@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Self, TypeAlias, final
 
 import trio
@@ -34,15 +34,12 @@ class HookCalls:
                 if getattr(type(hook), name) is not plain or name in vars(hook)
             )
         self._found = found
-        self._hooks_hear_jobs = any(
-            found[name] for name in found if name.startswith("on_job_")
-        )
         self._buffers: tuple[_Buffer, ...] = ()
-        self.any_job_hook = self._hooks_hear_jobs
+        self._set_buffers(())
 
     def listening(self, name: str) -> bool:
         """Say whether anyone listens, so that the event need not be made."""
-        return bool(self._found[name] or self._buffers)
+        return bool(self._found[name] or self._readers[name])
 
     def call(self, name: str, event: Event) -> None:
         """Tell every listener; drop and log the one that raises."""
@@ -54,22 +51,26 @@ class HookCalls:
                 left = [other for other in self._found[name] if other != listener]
                 self._found[name] = tuple(left)
                 log.exception("the hook %s raised and is not called again", name)
-        if self._buffers:
-            for buffer in self._buffers:
-                buffer.tell(event)
+        for buffer in self._readers[name]:
+            buffer.tell(event)
 
     def open_stream(
-        self, pool: str, clock: Callable[[], float], buffer: int
+        self,
+        pool: str,
+        clock: Callable[[], float],
+        buffer: int,
+        kinds: Collection[str] | None = None,
     ) -> EventStream:
-        """Make a stream that hears every event from now on, until it is closed.
+        """Make a stream that hears events from now on, until it is closed.
 
         Raises:
-          ValueError, TypeError: ``buffer`` is not an int, 1 or more.
+          ValueError, TypeError: ``buffer`` is not an int, 1 or more; ``kinds`` are
+            not kinds of events.
         """
         check_count("buffer", buffer)
         if buffer < 1:
             raise ValueError(refuse("buffer", buffer, "an int, 1 or more"))
-        opened = _Buffer(pool, clock, buffer, self._forget)
+        opened = _Buffer(pool, clock, buffer, check_kinds(kinds), self._forget)
         self._set_buffers((*self._buffers, opened))
         return EventStream(opened)
 
@@ -78,7 +79,36 @@ class HookCalls:
 
     def _set_buffers(self, buffers: tuple[_Buffer, ...]) -> None:
         self._buffers = buffers
-        self.any_job_hook = self._hooks_hear_jobs or bool(buffers)
+        self._readers = {
+            name: tuple(buffer for buffer in buffers if buffer.hears(_kind_of(name)))
+            for name in HOOK_NAMES
+        }
+        self.any_job_hook = any(
+            self.listening(name) for name in HOOK_NAMES if name.startswith("on_job_")
+        )
+
+
+def _kind_of(hook: str) -> str:
+    return hook.removeprefix("on_")
+
+
+KINDS = tuple(map(_kind_of, HOOK_NAMES))
+
+
+def check_kinds(kinds: Any) -> frozenset[str]:
+    """Return which kinds of events are to be heard: all, if nothing is said.
+
+    Raises:
+      ValueError, TypeError: they are none; the message names those that are.
+    """
+    if kinds is None:
+        return frozenset(KINDS)
+    expected = "a collection of kinds of events, of " + ", ".join(KINDS)
+    if isinstance(kinds, str) or not isinstance(kinds, Collection):
+        raise TypeError(refuse("kinds", kinds, expected))
+    if not set(kinds) <= set(KINDS) or not kinds:
+        raise ValueError(refuse("kinds", kinds, expected))
+    return frozenset(kinds)
 
 
 @final
@@ -90,6 +120,7 @@ class _Buffer:
         pool: str,
         clock: Callable[[], float],
         size: int,
+        kinds: frozenset[str],
         forget: Callable[[_Buffer], None],
     ) -> None:
         self.events: deque[Event] = deque()
@@ -97,6 +128,7 @@ class _Buffer:
         self._pool = pool
         self._clock = clock
         self._size = size
+        self._kinds = kinds
         self._forget = forget
         self._gap = 0
         self._gap_time = 0.0
@@ -104,10 +136,21 @@ class _Buffer:
         self._reading = False
         self._reader = trio.lowlevel.ParkingLot()
 
+    def hears(self, kind: str) -> bool:
+        """Say whether events of a kind are to be told: the last ends the stream."""
+        return kind in self._kinds or kind == "pool_stop"
+
     def tell(self, event: Event) -> None:
         """Keep an event for the reader, in the place of the oldest if need be."""
         if self._ended:
             return
+        self._ended = event.kind == "pool_stop"
+        if event.kind in self._kinds:
+            self._keep(event)
+        if self._reader:
+            self._reader.unpark_all()
+
+    def _keep(self, event: Event) -> None:
         events = self.events
         if len(events) == self._size:
             events.popleft()
@@ -116,9 +159,6 @@ class _Buffer:
             self._gap += 1
             self.lost += 1
         events.append(event)
-        self._ended = event.kind == "pool_stop"
-        if self._reader:
-            self._reader.unpark_all()
 
     async def read(self) -> Event:
         """Wait for the next event and take it."""

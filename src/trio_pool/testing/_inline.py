@@ -11,6 +11,7 @@ from collections.abc import (
     AsyncIterable,
     Awaitable,
     Callable,
+    Collection,
     Hashable,
     Iterable,
 )
@@ -37,15 +38,19 @@ import trio
 from trio.lowlevel import checkpoint
 
 from .. import (
+    CurrentJob,
     Drain,
+    EventKind,
     EventStream,
     JobState,
     LeasedTaskWorker,
     LeasedWorker,
     Pool,
     PoolChanged,
+    PoolConfig,
     PoolOptions,
     PoolResized,
+    PoolState,
     PoolStatistics,
     Reply,
     Retry,
@@ -71,6 +76,7 @@ from .._pool import (
     _check_task,
     _submit_all,
 )
+from .._progress import AnyProgress, show
 from .._worker import call_function, check_handler
 from ._inline_runs import Runs
 
@@ -203,30 +209,40 @@ class _Inline:
         )
 
     async def _map(
-        self, items: Any, options: tuple[Any, ...], fn: Any = None
+        self,
+        items: Any,
+        options: tuple[Any, ...],
+        progress: AnyProgress,
+        fn: Any = None,
     ) -> list[Any]:
         results: list[Any] = []
         source = _Source(self, items, options, fn)
         try:
-            while (job := await source.run_next()) is not None:
-                if job.state is not JobState.DONE:
-                    error: Any = source.settled.outcome
-                    note(error.error, name_item(source.settled.item, len(results)))
-                    message = f"map of pool {self.name!r} failed"
-                    raise ExceptionGroup(message, [error.error])
-                results.append(job.value)
+            async with show(progress, items, source.counts):
+                while (job := await source.run_next()) is not None:
+                    if job.state is not JobState.DONE:
+                        error: Any = source.settled.outcome
+                        note(error.error, name_item(source.settled.item, len(results)))
+                        message = f"map of pool {self.name!r} failed"
+                        raise ExceptionGroup(message, [error.error])
+                    results.append(job.value)
         finally:
             await source.aclose()
         return results
 
     async def _settle(
-        self, items: Any, options: tuple[Any, ...], fn: Any = None
+        self,
+        items: Any,
+        options: tuple[Any, ...],
+        progress: AnyProgress,
+        fn: Any = None,
     ) -> list[Any]:
         results: list[Any] = []
         source = _Source(self, items, options, fn)
         try:
-            while await source.run_next() is not None:
-                results.append(source.settled)
+            async with show(progress, items, source.counts):
+                while await source.run_next() is not None:
+                    results.append(source.settled)
         finally:
             await source.aclose()
         return results
@@ -237,16 +253,22 @@ class _Inline:
         ahead: int | None,
         outcomes: bool,
         options: tuple[Any, ...],
+        progress: AnyProgress,
         fn: Any = None,
     ) -> Any:
         if ahead is not None:
             check_count("ahead", ahead, zero=False)
         check_source("items", items)
-        return self._read_stream(items, outcomes, options, fn)
+        return self._read_stream(items, outcomes, options, progress, fn)
 
     @asynccontextmanager
     async def _read_stream(
-        self, items: Any, outcomes: bool, options: tuple[Any, ...], fn: Any
+        self,
+        items: Any,
+        outcomes: bool,
+        options: tuple[Any, ...],
+        progress: AnyProgress,
+        fn: Any,
     ) -> AsyncGenerator[Stream[Any], None]:
         source = _Source(self, items, options, fn)
 
@@ -271,7 +293,8 @@ class _Inline:
                 del error
 
         try:
-            yield Stream(read)
+            async with show(progress, items, source.counts):
+                yield Stream(read)
         finally:
             await source.aclose()
 
@@ -302,6 +325,21 @@ class _Inline:
     def closed(self) -> bool:
         """Whether the pool takes no more jobs."""
         return self._runs.closed
+
+    @property
+    def state(self) -> PoolState:
+        """Where it is in its life."""
+        return self._runs.state()
+
+    @property
+    def config(self) -> PoolConfig:
+        """The options that it was made with, with what its plugins brought."""
+        return self._runs.config
+
+    def running(self) -> tuple[CurrentJob, ...]:
+        """Describe the jobs that run just now, one inside of the other."""
+        self._runs.check_thread()
+        return self._runs.jobs_running()
 
     async def resize(self, size: int) -> None:
         """Change the number of jobs that may run inside of each other."""
@@ -373,11 +411,13 @@ class _Inline:
         return self._runs.snapshots()
 
     @asynccontextmanager
-    async def events(self, *, buffer: int = 1024) -> AsyncGenerator[EventStream, None]:
+    async def events(
+        self, *, buffer: int = 1024, kinds: Collection[EventKind] | None = None
+    ) -> AsyncGenerator[EventStream, None]:
         """Open an async iterator over what happens from now on."""
         runs = self._runs
         runs.check_thread()
-        stream = runs.hooks.open_stream(self.name, trio.current_time, buffer)
+        stream = runs.hooks.open_stream(self.name, trio.current_time, buffer, kinds)
         if runs.closed:
             stream.close()
         try:
@@ -410,7 +450,7 @@ class _Source:
         self._pool = pool
         self._options = options
         self._fn = fn
-        self._index = 0
+        self._index = self._failed = 0
         check_source("items", items)
         self._plain = isinstance(items, Iterable)
         self._iterator: Any = iter(items) if self._plain else aiter(items)
@@ -431,7 +471,12 @@ class _Source:
         await pool._runs.run(job)
         self.settled = Settled(self._index, item, outcome_of(job))
         self._index += 1
+        self._failed += job.state is not JobState.DONE
         return job
+
+    def counts(self) -> tuple[int, int]:
+        """Count the items that have ended: by a value, and otherwise."""
+        return self._index - self._failed, self._failed
 
     async def aclose(self) -> None:
         """Have an async generator clean up, wherever it is."""
@@ -621,10 +666,11 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> list[Out]:
         """Run a job for each item; return the results; see `Pool.map`."""
-        options = self._batch_options(timeout, priority, retry, chunk)
-        return await self._map(items, options)
+        options = self._batch_options(timeout, priority, retry, chunk, progress)
+        return await self._map(items, options, progress)
 
     async def settle(
         self,
@@ -635,10 +681,11 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> list[Settled[In, Out]]:
         """Run a job for each item; return every outcome in order."""
-        options = self._batch_options(timeout, priority, retry, chunk)
-        return await self._settle(items, options)
+        options = self._batch_options(timeout, priority, retry, chunk, progress)
+        return await self._settle(items, options, progress)
 
     @overload
     def stream(
@@ -653,6 +700,7 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -668,6 +716,7 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -682,10 +731,11 @@ class InlinePool(_Inline, _AsPool[In, Out]):  # type: ignore[misc]  # as above  
         priority: int = 0,
         retry: Retry | None = None,
         chunk: int | None = None,
+        progress: AnyProgress = False,
     ) -> Any:
         """Open an async iterator over results, each made as it is read."""
-        options = self._batch_options(timeout, priority, retry, chunk)
-        return self._open_stream(items, ahead, outcomes, options)
+        options = self._batch_options(timeout, priority, retry, chunk, progress)
+        return self._open_stream(items, ahead, outcomes, options, progress)
 
 
 @final
@@ -827,10 +877,11 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> list[Out]:
         """Call ``async_fn(item)`` for each item; return the results in order."""
-        options = self._batch_options(timeout, priority, retry)
-        return await self._map(items, options, _check_function(async_fn))
+        options = self._batch_options(timeout, priority, retry, progress=progress)
+        return await self._map(items, options, progress, _check_function(async_fn))
 
     async def settle(
         self,
@@ -841,10 +892,11 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> list[Settled[In, Out]]:
         """Call ``async_fn(item)`` for each item; return every outcome in order."""
-        options = self._batch_options(timeout, priority, retry)
-        return await self._settle(items, options, _check_function(async_fn))
+        options = self._batch_options(timeout, priority, retry, progress=progress)
+        return await self._settle(items, options, progress, _check_function(async_fn))
 
     @overload
     def stream(
@@ -859,6 +911,7 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Out]]: ...
 
     @overload
@@ -874,6 +927,7 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> AbstractAsyncContextManager[Stream[Settled[In, Out]]]: ...
 
     def stream(
@@ -888,8 +942,9 @@ class InlineTaskPool(_Inline, _AsTaskPool):  # type: ignore[misc]  # as above  #
         timeout: float | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        progress: AnyProgress = False,
     ) -> Any:
         """Open an async iterator over the results of ``async_fn(item)``."""
         fn = _check_function(async_fn)
-        options = self._batch_options(timeout, priority, retry)
-        return self._open_stream(items, ahead, outcomes, options, fn)
+        options = self._batch_options(timeout, priority, retry, progress=progress)
+        return self._open_stream(items, ahead, outcomes, options, progress, fn)

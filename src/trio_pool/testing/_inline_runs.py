@@ -20,6 +20,7 @@ from .. import (
     JobState,
     JobTimeout,
     PoolClosed,
+    PoolState,
     PoolStatistics,
     Retry,
     WorkerCrashed,
@@ -30,7 +31,7 @@ from .. import (
 )
 from .._checks import note
 from .._config import PoolConfig
-from .._current import crew, worker_around
+from .._current import CurrentJob, crew, describe, worker_around
 from .._errors import WorkerGone
 from .._events import UNHEARD, log
 from .._job import Job, new_terms
@@ -385,6 +386,7 @@ class Runs:
             await trio.sleep(wait)
         finally:
             self.delayed -= 1
+        job.queued_at = trio.current_time()
         job.forget_error()
         return True
 
@@ -537,6 +539,17 @@ class Runs:
             throughput=sum(ended.values()) / age if age > 0 else 0.0,
             **counts,
         )
+
+    def jobs_running(self) -> tuple[CurrentJob, ...]:
+        """Describe the jobs that run, one inside of the other."""
+        jobs = [slot.job for slot in self.slots.values() if slot.job is not None]
+        return tuple(map(describe, jobs))
+
+    def state(self) -> PoolState:
+        """Say where in its life the pool is."""
+        if self.closed:
+            return PoolState.CLOSED if self.stopping else PoolState.CLOSING
+        return PoolState.PAUSED if self.paused else PoolState.OPEN
 
     def snapshots(self) -> tuple[WorkerSnapshot, ...]:
         """Picture what stands for the workers."""
