@@ -35,7 +35,7 @@ FLOORS = [
     {"__init__"},
     # What is public by name and needed by nothing below, so it can be deleted.
     {
-        *("prometheus", "opentelemetry", "logs", "progress._pace"),
+        *("prometheus", "logs", "opentelemetry._figures", "progress._pace"),
         *("testing._scheduler", "testing._trials", "testing._schedules"),
         *("testing._checks", "testing._faults", "testing._groups"),
         *("testing._hosted", "testing._scripted"),
@@ -47,7 +47,11 @@ FLOORS = [
     {"testing._machine"},
     {"testing._stress"},
     {"testing"},
-    {"progress._plain", "progress._tqdm", "progress._rich"},
+    {
+        *("progress._plain", "progress._tqdm", "progress._rich"),
+        *("opentelemetry._spans", "opentelemetry._observer"),
+    },
+    {"opentelemetry"},
     {"progress._show"},
     {"progress"},
     {
@@ -77,7 +81,8 @@ OPTIONAL = {
     "progress._tqdm": {"tqdm"},
     "progress._rich": {"rich"},
     "prometheus": {"prometheus_client"},
-    "opentelemetry": {"opentelemetry"},
+    "opentelemetry._spans": {"opentelemetry"},
+    "opentelemetry._observer": {"opentelemetry"},
     "offload._ray_place": {"ray"},
 }
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}

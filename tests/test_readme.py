@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import logging
 import os
 import re
 from pathlib import Path
@@ -89,7 +90,13 @@ def test_each_program_prints_what_it_says(
     with monkeypatch.context() as patch:
         # A program may set variables: they are undone with these.
         patch.setattr(os, "environ", dict(os.environ))
-        exec(code, {"__name__": "__main__"})
+        # It may set up logging too: that of pytest is in the way, and comes back.
+        patch.setattr(logging.root, "handlers", [])
+        level = logging.root.level
+        try:
+            exec(code, {"__name__": "__main__"})
+        finally:
+            logging.root.setLevel(level)
     expected = re.findall(r"# prints: (.*)$", program, re.MULTILINE)
     assert expected, "a program without a word on what it prints"
     assert capsys.readouterr().out.splitlines() == expected
