@@ -68,6 +68,35 @@ FLOORS = [
         *("offload._dask", "offload._ray"),
     },
     {"offload"},
+    {
+        *("web._address", "web._crew", "web._cutoff", "web._feed", "web._figures"),
+        *("web._guard", "web._heartbeat", "web._html", "web._picture", "web._place"),
+    },
+    {
+        *("web._charts", "web._history", "web._liveness", "web._panels"),
+        *("web._signals", "web._stream", "web._verdict", "web._words"),
+    },
+    {"web._incidents", "web._tables"},
+    {"web._frame", "web._watch"},
+    {"web._controls", "web._monitor", "web._render"},
+    {"web._app"},
+    {"web._serving"},
+    {"web._server"},
+    {"web"},
+    {
+        *("cli._answers", "cli._ends", "cli._floors", "cli._formats", "cli._glance"),
+        "cli._pictures",
+    },
+    {
+        *("cli._dashboard", "cli._files", "cli._lines", "cli._screen"),
+        *("cli._signals", "cli._target"),
+    },
+    {"cli._bench", "cli._items", "cli._journal", "cli._top"},
+    {"cli._work", "cli._writer"},
+    {"cli._map_run"},
+    {"cli._map"},
+    {"cli"},
+    {"__main__"},
 ]
 # Modules that need more than the core does, and what; imported by nobody at once.
 OPTIONAL = {
@@ -80,6 +109,12 @@ OPTIONAL = {
     "offload._ray": {"ray"},
     "progress._tqdm": {"tqdm"},
     "progress._rich": {"rich"},
+    "web._app": {"prometheus_client", "starlette"},
+    "web._cutoff": {"hypercorn"},
+    "web._server": {"prometheus_client", "starlette"},
+    "web._serving": {"hypercorn"},
+    "web._stream": {"starlette"},
+    "cli._screen": {"rich"},
     "prometheus": {"prometheus_client"},
     "opentelemetry._spans": {"opentelemetry"},
     "opentelemetry._observer": {"opentelemetry"},

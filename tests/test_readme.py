@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 import trio_pool
 import trio_pool.testing
+from trio_pool.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -132,9 +133,23 @@ def test_its_commands_are_sessions_of_the_noxfile() -> None:
         if isinstance(node, ast.FunctionDef)
         and any("nox.session" in ast.unparse(mark) for mark in node.decorator_list)
     }
-    assert COMMANDS == ["python3 noxfile.py demo", "python3 noxfile.py tests"]
-    for command in COMMANDS:
+    commands = [one for one in COMMANDS if not one.startswith("trio-pool ")]
+    assert commands == ["python3 noxfile.py demo", "python3 noxfile.py tests"]
+    for command in commands:
         assert command.split()[2] in sessions
+
+
+def test_its_command_lines_have_the_options_that_it_uses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commands = [one.split() for one in COMMANDS if one.startswith("trio-pool ")]
+    assert {words[1] for words in commands} == {"map", "top", "bench"}
+    for _, command, *words in commands:
+        with pytest.raises(SystemExit, match=r"\A0\Z"):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        for option in (word for word in words if word.startswith("-")):
+            assert f"{option} " in text or f"{option}]" in text, option
 
 
 def test_the_stress_recipe_finds_a_bug_that_is_planted_in_it() -> None:
