@@ -15,6 +15,8 @@ from hypothesis import settings
 from trio.testing import MockClock
 
 import trio_pool
+import trio_pool.logs
+import trio_pool.prometheus
 import trio_pool.testing
 from trio_pool.cli import main
 
@@ -190,8 +192,8 @@ def test_the_options_and_errors_it_names_exist() -> None:
     words = set(re.findall(r"`(\w+)`", README))
     for word in words:
         if re.match(r"(Job|Pool|Worker|Backlog)[A-Z]\w+$", word):
-            home = trio_pool.testing if hasattr(trio_pool.testing, word) else trio_pool
-            assert hasattr(home, word), word
+            homes = (trio_pool, trio_pool.testing, trio_pool.prometheus, trio_pool.logs)
+            assert any(hasattr(home, word) for home in homes), word
     config = trio_pool.PoolConfig.from_env("X_", {"X_SIZE": "3", "X_NAME": "x"})
     for word in words:
         if word.isupper():

@@ -23,7 +23,6 @@ from trio_pool._trio import (
     WAKE,
     effective_deadline,
     forget_nurseries,
-    is_armed,
     runner_of,
     show_deadline,
     sleeper,
@@ -374,25 +373,6 @@ async def test_the_status_of_a_task_says_if_a_checkpoint_would_be_cancelled() ->
             await ask()
     await ask()
     assert answers == [(x, x) for x in (False, False, True, False, True, False)]
-
-
-async def test_a_scope_is_armed_while_it_has_a_deadline_that_is_not_over(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    with trio.CancelScope() as scope:
-        assert not is_armed(scope)
-        scope.deadline = 1.5
-        assert is_armed(scope)
-        scope.deadline = math.inf
-        assert not is_armed(scope)
-        show_deadline(scope, 1.5)
-        assert not is_armed(scope)
-        show_deadline(scope, math.inf)
-        await trio.lowlevel.checkpoint()
-    with trio.CancelScope(deadline=1.5) as scope:
-        assert is_armed(scope)
-        await trio.sleep_forever()
-    assert not is_armed(scope)
 
 
 async def test_trio_counts_the_deadlines_that_are_armed(

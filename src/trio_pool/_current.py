@@ -25,19 +25,6 @@ def crew() -> dict[Task, Any]:
         return workers
 
 
-_pools: RunVar[dict[Any, None]] = RunVar("trio_pool pools")
-
-
-def pools() -> dict[Any, None]:
-    """Return what stands for the pools of this trio run."""
-    try:
-        return _pools.get()
-    except LookupError:
-        found: dict[Any, None] = {}
-        _pools.set(found)
-        return found
-
-
 def worker_around(task: Task, dispatch: object = None) -> Any:
     """Return the worker whose job ``task`` is a part of, or None.
 

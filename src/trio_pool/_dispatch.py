@@ -15,7 +15,6 @@ from ._backlog import Keys, Line
 from ._batch import Batch
 from ._books import picture
 from ._checks import note, refuse
-from ._current import pools
 from ._errors import (
     BacklogFull,
     CircuitOpen,
@@ -108,7 +107,6 @@ class Dispatch:
         "is_real",
         "tells_queue",
         "plain_terms",
-        "pools",
         "ids",
         "sleep",
         "runner",
@@ -280,9 +278,6 @@ class Dispatch:
         for guard in (self.config.rate, self.breaker):
             if guard is not None:
                 guard.begin(trio.lowlevel.current_trio_token())
-        self.pools = pools()
-        """All pools of this trio run whose jobs may be running."""
-        self.pools[self] = None
         self.closed = False
 
     def check_task(self) -> Task:

@@ -61,10 +61,6 @@ class Nesting:
             del self._waits[task]
             raise WouldDeadlock(name, wait)
 
-    def is_outside(self, task: Task) -> bool:
-        """Say whether a task is part of no job of this pool."""
-        return self._worker_around(task) is None
-
     def _worker_around(self, task: Task) -> Worker | None:
         """Return the worker whose job a task is a part of, and learn who is outside."""
         nursery = task.parent_nursery

@@ -71,7 +71,7 @@ from ._policy import Retry
 from ._progress import AnyProgress, check_progress
 from ._supervisor import Supervisor
 from ._telling import EventStream
-from ._trio import effective_deadline, is_armed
+from ._trio import effective_deadline
 from ._worker import Factory, NoSetup, check_handler
 from .drain import Drain
 from .streams import Stream
@@ -410,10 +410,17 @@ class Pool(_Handle, Generic[In, Out]):
                 outside = dispatch.nesting.outside
                 if task._parent_nursery is not outside():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                     self._check_wait(job, task)
-            # Only where somebody in this run has a deadline at all.
-            active = task._runner.deadlines._active  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            if active and (active > 1 or not self._has_the_only_deadline(task)):
-                job.deadline = effective_deadline(task)
+            # Somebody in this run has a deadline; in most programs somebody sleeps.
+            if task._runner.deadlines._active:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                status: Any = task._cancel_status  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                # `effective_deadline`, but for those who have none: a call costs
+                # as much as this.
+                while status is not None:
+                    scope = status._scope  # noqa: SLF001
+                    if scope._deadline != _FOREVER or scope._shield:  # noqa: SLF001
+                        job.deadline = effective_deadline(task)
+                        break
+                    status = status._parent  # noqa: SLF001
             sleep = dispatch.sleep
             await sleep(job.abort)
             if job.state is _DONE:
@@ -421,24 +428,6 @@ class Pool(_Handle, Generic[In, Out]):
         else:
             await checkpoint()
         return job.raise_as_caller()
-
-    def _has_the_only_deadline(self, task: TrioTask) -> bool:
-        """Say whether no scope around a task has a deadline, while trio has one.
-
-        It is that of the pool's timer; and the task is in no job, whose deadline
-        is shown to it without trio's knowledge.
-        """
-        dispatch = self._dispatch
-        sleeper, outside = dispatch.timer.sleeper, dispatch.nesting.outside
-        return (
-            len(dispatch.pools) == 1
-            and sleeper is not None
-            and is_armed(sleeper)
-            and (
-                task._parent_nursery is outside()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-                or dispatch.nesting.is_outside(task)
-            )
-        )
 
     def _give_in(self, job: Job, wait: bool) -> bool:
         dispatch = self._dispatch

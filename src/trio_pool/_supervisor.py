@@ -278,7 +278,6 @@ class Supervisor:
         """Close the books on workers that went down with the nursery."""
         dispatch = self.dispatch
         dispatch.stopped_at = dispatch.stamp()
-        dispatch.pools.pop(dispatch, None)
         if self._is_open:
             self._tell_pool("on_pool_stop")
         dispatch.idle.clear()

@@ -113,11 +113,6 @@ def effective_deadline(task: Task) -> float:
     return deadline
 
 
-def is_armed(scope: CancelScope) -> bool:
-    """Say whether trio keeps the deadline of a scope on its list of such."""
-    return scope._registered_deadline != math.inf
-
-
 def show_deadline(scope: CancelScope, deadline: float) -> None:
     """Let code in ``scope`` see a deadline, without arming trio's timer.
 
