@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 import threading
 import time
@@ -188,33 +189,58 @@ def test_a_heart_that_has_stopped_is_told_with_its_lag() -> None:
     server.close()
 
 
-async def test_the_heart_measures_how_late_it_is(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    heard: list[tuple[float, float]] = []
-    start = trio.current_time()
+def test_the_heart_tells_the_longest_lag_once_a_second() -> None:
+    heart = Heartbeat()
+    start = heart.last
+    beats = [(0.1, 0.1), (0.5, 0.7), (0.9, 0.95), (1.0, 1.05), (1.9, 1.9), (2.0, 2.25)]
+    told = [heart.hear(start + asked, start + now) for asked, now in beats]
+    found = [None if lag is None else round(lag, 6) for lag in told]
+    assert found == [None, None, None, 0.2, None, 0.25]
+    assert heart.last == start + 2.25
+
+
+def test_seconds_that_were_missed_are_not_made_up_for() -> None:
+    heart = Heartbeat()
+    start = heart.last
+    lag = heart.hear(start + 0.1, start + 4.5)
+    assert lag == pytest.approx(4.4)
+    assert heart.hear(start + 4.6, start + 4.6) is None
+    assert heart.hear(start + 5.0, start + 5.0) == 0.0
+
+
+async def test_the_loop_is_asked_by_a_thread_that_goes_with_the_task() -> None:
+    """A task that slept would be a deadline for each job of each pool to look at."""
+    heard: list[tuple[float, float, float]] = []
+    several = trio.Event()
+    before = threading.active_count()
+    deadlines = trio.lowlevel.current_statistics().seconds_to_next_deadline
 
     def second(now: float, wall: float, lag: float) -> None:
-        heard.append((now - start, lag))
-
-    with trio.move_on_after(3.02):
-        await Heartbeat().run(second)
-    assert [round(now, 6) for now, _ in heard] == [1.0, 2.0, 3.0]
-    assert [round(lag, 6) for _, lag in heard] == [0.0, 0.0, 0.0]
-
-
-async def test_seconds_that_were_missed_are_not_made_up_for(
-    mock_clock: trio.testing.MockClock,
-) -> None:
-    heard: list[tuple[float, float]] = []
-    heart = Heartbeat()
+        heard.append((now, wall, lag))
+        if len(heard) == 2:
+            several.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(heart.run, lambda now, _, lag: heard.append((now, lag)))
-        for seconds in (0.05, 4.45, 0.05, 0.45):
-            await trio.testing.wait_all_tasks_blocked()
-            mock_clock.jump(seconds)
+        nursery.start_soon(Heartbeat().run, second)
         await trio.testing.wait_all_tasks_blocked()
+        found = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        assert found == deadlines == math.inf
+        # It is held up for the half of a second.
+        time.sleep(0.5)  # noqa: ASYNC251
+        await several.wait()
         nursery.cancel_scope.cancel()
-    assert [round(now, 6) for now, _ in heard] == [4.5, 5.0]
-    assert [round(lag, 6) for _, lag in heard] == [4.4, 0.4]
+    (first, _, first_lag), (second_time, _, _) = heard
+    assert first_lag >= 0.4
+    assert second_time - first > 0.5
+    assert threading.active_count() == before
+
+
+async def test_a_task_that_fails_by_its_beat_leaves_no_thread() -> None:
+    before = threading.active_count()
+
+    def fail(now: float, wall: float, lag: float) -> None:
+        raise ValueError(lag)
+
+    with pytest.raises(ValueError):
+        await Heartbeat().run(fail)
+    assert threading.active_count() == before

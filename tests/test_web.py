@@ -640,7 +640,8 @@ async def test_nothing_is_left_after_the_block() -> None:
     async with open_pool(1) as pool:
         before = tasks()
         async with serve_dashboard(pool, bind=ANYWHERE, liveness=ANYWHERE) as dashboard:
-            assert threading.active_count() == threads + 1
+            # The heartbeat and the liveness endpoint.
+    assert threading.active_count() == threads + 2
             await get(dashboard, "/")
         assert tasks() == before
         assert threading.active_count() == threads
