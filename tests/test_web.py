@@ -641,7 +641,7 @@ async def test_nothing_is_left_after_the_block() -> None:
         before = tasks()
         async with serve_dashboard(pool, bind=ANYWHERE, liveness=ANYWHERE) as dashboard:
             # The heartbeat and the liveness endpoint.
-    assert threading.active_count() == threads + 2
+            assert threading.active_count() == threads + 2
             await get(dashboard, "/")
         assert tasks() == before
         assert threading.active_count() == threads
