@@ -181,6 +181,30 @@ def test_nonsense_does_not_end_the_server() -> None:
     server.close()
 
 
+async def test_both_answer_while_the_pool_is_at_its_limit() -> None:
+    async def work(_: object) -> None:
+        # As much of the loop as a handler may take without a pause.
+        end = time.perf_counter() + 0.001
+        while time.perf_counter() < end:
+            pass
+        await trio.lowlevel.checkpoint()
+
+    async def keep_busy() -> None:
+        while True:
+            await pool.map(range(100))
+
+    async with open_pool(4, work) as pool, trio.open_nursery() as nursery:
+        async with serve_dashboard(pool, bind=ANYWHERE, liveness=ANYWHERE) as dashboard:
+            assert dashboard.liveness is not None
+            nursery.start_soon(keep_busy)
+            for _ in range(20):
+                for url in (*dashboard.urls, dashboard.liveness):
+                    status, _ = await trio.to_thread.run_sync(ask, url)
+                    assert status == 200
+            assert pool.statistics().busy == 4
+            nursery.cancel_scope.cancel()
+
+
 def test_a_heart_that_has_stopped_is_told_with_its_lag() -> None:
     server, where = open_server(beat=5.0)
     status, facts = ask(where)
