@@ -21,11 +21,11 @@ try:
         Metric,
     )
     from prometheus_client.registry import Collector
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ImportError(
-        f"trio_pool.prometheus needs {error.name}, which is not installed: "
+        f"trio_pool.prometheus needs {_error.name}, which is not installed: "
         "pip install trio-pool[prometheus]"
-    ) from error
+    ) from _error
 
 from ._checks import refuse
 from ._events import JobState, PoolState, PoolStatistics
