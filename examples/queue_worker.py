@@ -141,12 +141,12 @@ async def stop_on_signals(pool: Pool[Message, str], grace: float) -> None:
 
 async def work(queue: Queue, args: argparse.Namespace) -> int:
     """Work until nothing is left or a signal comes; say how many attempts failed."""
-    # Nothing waits in the pool: a carrier is let in when a worker is free.
+    # Nothing waits in the pool: there is a worker for each carrier.
     limits = PoolConfig(size=args.workers, max_backlog=0, timeout=args.timeout)
     async with open_pool(limits, send) as pool, trio.open_nursery() as stopper:
         stopper.start_soon(stop_on_signals, pool, args.grace)
         async with trio.open_nursery() as carriers:
-            for _ in range(2 * args.workers):
+            for _ in range(args.workers):
                 carriers.start_soon(carry, queue, pool)
         stopper.cancel_scope.cancel()
     return pool.statistics().failed

@@ -60,6 +60,7 @@ from starlette.routing import Route
 
 from trio_pool import (
     BacklogFull,
+    JobCancelled,
     Pool,
     PoolClosed,
     PoolConfig,
@@ -87,21 +88,22 @@ def factor(number: int) -> list[int]:
 
 def make_app(pool: Pool[int, list[int]]) -> Starlette:
     async def factors(request: Request) -> JSONResponse:
-        number = request.path_params["number"]
         try:
-            patience = min(PATIENCE, float(request.headers.get("x-timeout", PATIENCE)))
-            with trio.fail_after(patience):
-                return JSONResponse(await pool.process(number))
+            number = int(request.path_params["number"])
+            patience = float(request.headers.get("x-timeout", PATIENCE))
         except ValueError as error:
-            return JSONResponse({"error": f"X-Timeout: {error}"}, 400)
-        except trio.TooSlowError:
+            return JSONResponse({"error": str(error)}, 400)
+        try:
+            with trio.fail_after(min(PATIENCE, max(0.0, patience))):
+                return JSONResponse(await pool.process(number))
+        except trio.TooSlowError:  # its own deadline, or the timeout of the pool
             return JSONResponse({"error": "it took too long"}, 504)
-        except (BacklogFull, PoolClosed) as error:
+        except (BacklogFull, PoolClosed, JobCancelled) as error:
             return JSONResponse({"error": str(error)}, 503, LATER)
         except WorkerCrashed as error:
             return JSONResponse({"error": str(error)}, 500)
 
-    return Starlette(routes=[Route("/factors/{number:int}", factors)])
+    return Starlette(routes=[Route("/factors/{number}", factors)])
 
 
 async def main(bind: str, liveness: str | None, config: PoolConfig) -> None:

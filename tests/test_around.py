@@ -435,7 +435,7 @@ async def test_the_record_of_a_running_job_is_a_value_that_shows_no_insides() ->
         job, other = await pool.process(look), await pool.process(look)
     assert repr(job) == (
         f"CurrentJob(pool='press', id=1, input={look!r}, attempt=1, key=None, "
-        "priority=0, timeout=inf, deadline=inf, worker=0)"
+        "priority=0, timeout=inf, deadline=inf, waited=0.0, worker=0)"
     )
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         job.priority = 3  # type: ignore[misc]

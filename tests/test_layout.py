@@ -85,7 +85,7 @@ FLOORS = [
     {"web"},
     {
         *("cli._answers", "cli._ends", "cli._floors", "cli._formats", "cli._glance"),
-        "cli._pictures",
+        *("cli._measured", "cli._pictures"),
     },
     {
         *("cli._dashboard", "cli._files", "cli._lines", "cli._screen"),

@@ -97,6 +97,8 @@ def test_a_service_answers_under_deadlines_and_ends_in_order(service):
     assert service.get("/ready")[0] == 200
     assert service.get("/alive")[0] == 200
     assert service.get("/factors/12", X_Timeout="soon")[0] == 400
+    assert service.get("/factors/twelve")[0] == 400
+    assert service.get("/factors/" + "9" * 5000)[0] == 400
     assert service.get("/nothing")[0] == 404
 
     # Who waits no longer has the process killed, and the next one is served.
