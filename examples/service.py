@@ -20,9 +20,10 @@ In a container (no shell between, so the signal reaches Python):
     ENV POOL_SIZE=4 POOL_MAX_BACKLOG=32 POOL_GRACE=20
     CMD ["python", "service.py", "--bind", "0.0.0.0:8000", "--liveness", "0.0.0.0:8001"]
 
-In Kubernetes. The probes ask for the pod by its address, so that has to be a known
-host; the liveness endpoint is a thread, which answers though the loop is blocked, and
-tells the line that blocks it. The grace is shorter than the pod's:
+In Kubernetes. Only known hosts are answered: the probes ask for the pod by its
+address, and others for the service by its names. The liveness endpoint is a thread,
+which answers though the loop is blocked, and tells the line that blocks it. The grace
+is shorter than the pod's:
 
     apiVersion: apps/v1
     kind: Deployment
@@ -43,6 +44,7 @@ tells the line that blocks it. The grace is shorter than the pod's:
             env:
             - name: POD_IP
               valueFrom: {fieldRef: {fieldPath: status.podIP}}
+            - {name: SERVICE_HOSTS, value: "factors factors.default.svc.cluster.local"}
             - {name: POOL_GRACE, value: "20"}
             readinessProbe: {httpGet: {path: /ready, port: 8000}, periodSeconds: 2}
             livenessProbe: {httpGet: {path: /health, port: 8001}, periodSeconds: 5}
@@ -107,7 +109,7 @@ def make_app(pool: Pool[int, list[int]]) -> Starlette:
 
 
 async def main(bind: str, liveness: str | None, config: PoolConfig) -> None:
-    pod = os.environ.get("POD_IP")
+    names = (os.environ.get(name, "") for name in ("POD_IP", "SERVICE_HOSTS"))
     token = os.environ.get("DASHBOARD_TOKEN")  # with it the page can pause and resize
     pool_of_factors = open_pool(
         config,
@@ -122,7 +124,7 @@ async def main(bind: str, liveness: str | None, config: PoolConfig) -> None:
             app=make_app(pool),
             bind=bind,
             liveness=liveness,
-            hosts=[pod] if pod else [],
+            hosts=" ".join(names).split(),
             token=token,
             describe=str,  # numbers are no secrets
         ) as dashboard:

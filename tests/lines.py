@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -158,5 +160,37 @@ async def stop_at_the_end(text: str) -> str:
         while begun < len(calls):
             begun = len(calls)
             await trio.sleep(0.1)
+        raise KeyboardInterrupt
+    return text
+
+
+def use_streams(text: str) -> str:
+    """What a process that is started here finds, and writes."""
+    code = "import sys; print('a child'); sys.exit(len(sys.stdin.read()))"
+    return str(subprocess.run([sys.executable, "-c", code], check=False).returncode)
+
+
+async def count_changes(item: dict[str, Any]) -> Any:
+    item["changes"] = item.get("changes", 0) + 1
+    if not calls:
+        calls.append(item)
+        raise OSError("not yet")
+    return item
+
+
+class Leaving(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
+async def leave(text: str) -> None:
+    raise Leaving
+
+
+async def stop_at_first(text: str) -> str:
+    """The first line stops the run when the others are done."""
+    calls.append(text)
+    if text == "0":
+        await trio.sleep(0.3)
         raise KeyboardInterrupt
     return text

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import lines
 import pytest
 
-from trio_pool.cli import main
+from trio_pool.cli import _map, _threads, main
+from trio_pool.cli._answers import Answers, Tally
+from trio_pool.cli._ends import Broken
+from trio_pool.cli._files import Target
 
 TESTS = Path(__file__).parent
 PATIENCE = 30
@@ -525,6 +529,143 @@ def test_the_second_signal_waits_for_nothing(start: Callable[..., Command]) -> N
         command.process.send_signal(signal.SIGINT)
         time.sleep(0.05)
     assert command.process.returncode == 130
+
+
+# What is in the way of others, or comes back.
+
+
+def test_a_file_that_is_a_standard_stream_too_is_left_alone(
+    start: Callable[..., Command],
+) -> None:
+    Path("same").write_text("a\n")
+    with Path("same").open("rb") as file:
+        reading = start("lines:same", "--output", "same", stdin=file)
+        assert reading.end()[0] == 2
+    with Path("same").open("ab") as file:
+        adding = start("lines:same", "--input", "same", stdout=file)
+        assert adding.end()[0] == 2
+    assert Path("same").read_text() == "a\n"
+
+
+def test_an_import_that_goes_elsewhere_moves_no_file(here: Path) -> None:
+    Path("below").mkdir()
+    Path("moving.py").write_text("import os\nos.chdir('below')\nsame = str\n")
+    Path("in").write_text("a\n")
+    assert main(["map", "moving:same", "--input", "in", "--output", "out"]) == 0
+    assert (here / "out").exists()
+
+
+def test_what_a_function_starts_shares_no_stream(start: Callable[..., Command]) -> None:
+    command = start("lines:use_streams", "--workers", "1")
+    command.tell(b"a\nb\n")
+    code, output, error = command.end()
+    assert code == 0
+    assert [json.loads(line)["result"] for line in output.splitlines()] == ["0", "0"]
+    assert b"a child" in error
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_named_pipe_that_nobody_reads_any_more_ends_the_run(
+    start: Callable[..., Command],
+) -> None:
+    os.mkfifo("pipe")
+    command = start("lines:upper", "--output", "pipe")
+    command.tell(b"a\n")
+    with Path("pipe").open("rb") as pipe:
+        assert pipe.readline()
+    command.tell(b"b\n")
+    assert command.process.wait(PATIENCE) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_one_clear_error_beside_progress_too(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("nap", "a\nb\n", "--output", "/dev/full", "--progress") == 3
+    error = capfd.readouterr().err
+    assert "cannot write --output '/dev/full'" in error
+    assert "Traceback" not in error
+
+
+def test_answers_behind_a_line_that_has_none_are_written_at_the_end(here: Path) -> None:
+    assert run("stop_at_first", "0\n1\n2\n") == 130
+    assert results() == ["1", "2"]
+
+
+def test_threads_that_hold_all_workers_end_the_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_threads, "_PATIENCE", 0.1)
+    options = ("--workers", "1", "--timeout", "0.05")
+    assert run("hang_in_thread", "hang\na\n", *options) == 3
+    assert "all workers are held by threads" in capfd.readouterr().err
+
+
+def test_lines_that_wait_are_bounded_in_bytes() -> None:
+    answers = Answers(Tally(), ordered=True, workers=2)
+    for index in range(2):
+        assert answers.has_room(index)
+        answers.expect(index, 1 << 24)
+    assert not answers.has_room(2)
+    answers.give(0, b"")
+    assert answers.has_room(2)
+
+
+def test_an_exit_in_an_error_or_a_key_is_a_failure_of_that_line(here: Path) -> None:
+    assert run("leave", "a\n") == 1
+    assert errors() == ["Leaving: <its str failed>"]
+    assert run("same", "a\n", "--key", "exit(0)") == 1
+    assert errors() == ["BadKey: SystemExit: 0"]
+
+
+def test_a_module_that_fails_to_give_a_name_is_refused(here: Path) -> None:
+    Path("lazy_one.py").write_text("def __getattr__(name): raise ImportError('no')\n")
+    assert main(["map", "lazy_one:it", "--input", "missing"]) == 2
+
+
+def test_a_file_that_cannot_be_cut_is_one_clear_error(here: Path) -> None:
+    Path("out").write_text("old")
+    fd = os.open("out", os.O_RDONLY)
+    target = Target("--output 'out'", fd, path="out")
+    with closing(target), pytest.raises(Broken, match="cannot write --output"):
+        target.cut()
+
+
+def test_what_nobody_foresaw_is_told_and_is_no_failure_of_a_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(_map, "map_lines", fail)
+    assert run("same", "a\n") == 3
+    assert "RuntimeError: unforeseen" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed by a shell")
+@pytest.mark.parametrize("how", ["2>&-", "2>&1 >out | true"])
+def test_a_refusal_that_nobody_can_hear_has_its_exit_code(here: Path, how: str) -> None:
+    paths = [str(TESTS), str(TESTS.parent / "src")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    words = f"{sys.executable} -m trio_pool map lines:missing; echo $? > code"
+    subprocess.run(["sh", "-c", f"({words}) {how}"], env=environment, timeout=PATIENCE)
+    assert Path("code").read_text() == "2\n"
+
+
+def test_what_is_refused_leaves_no_new_file(here: Path) -> None:
+    assert run("same", "a\n", "--failures", "missing/bad", "--journal", "j") == 2
+    assert run("same", "a\n", "--failures", "-") == 2
+    assert sorted(path.name for path in here.iterdir()) == ["in"]
+
+
+def test_each_attempt_has_the_item_as_it_came(here: Path) -> None:
+    assert run("count_changes", "{}\n", "--json", "--retries", "1") == 0
+    assert results() == [{"changes": 1}]
+
+
+def test_a_mark_before_the_first_line_is_none_of_it(here: Path) -> None:
+    assert run("same", b"\xef\xbb\xbf1\n2\n", "--json") == 0
+    assert results() == [1, 2]
 
 
 def peak_memory(command: Command) -> int:

@@ -408,7 +408,7 @@ def test_two_runs_at_one_journal_are_refused(
     process = begin("hang")
     try:
         # What is beside it is that of the first commit.
-        wait_until(lambda: size("out") and size("j-wal"))
+        wait_until(lambda: size("out") and size("j-wal") > 4_096)
         assert run("hang") == 2
         assert "--journal 'j' is in use by another run" in capfd.readouterr().err
     finally:
@@ -418,6 +418,43 @@ def test_two_runs_at_one_journal_are_refused(
     Path("in").write_text("b\nhang\n")
     assert run("hang") == 2
     assert "have changed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out", "bad"])
+def test_the_end_of_a_run_is_not_told_without_its_files(name: str) -> None:
+    write_input(4)
+    assert run("refuse_odd") == 1
+    Path(name).unlink()
+    assert run("refuse_odd") == 2
+    assert not Path(name).exists()
+
+
+def test_a_run_without_lines_has_ended_too() -> None:
+    write_input(0)
+    assert run("upper") == 0
+    assert run("upper") == 0
+
+
+@posix
+def test_two_runs_to_one_output_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("in").write_text("a\nhang\n")
+    process = begin("hang")
+    try:
+        wait_until(lambda: size("out"))
+        assert run("hang", "--journal", "other", "--failures", "more") == 2
+        assert "--output 'out' is in use" in capfd.readouterr().err
+        assert not Path("other").exists()
+        assert len(read("out")) == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_journal_is_a_file() -> None:
+    write_input(1)
+    assert run("upper", "--journal", "") == 2
+    assert run("upper", "--journal", ":memory:") == 0
+    assert Path(":memory:").exists()
 
 
 @posix

@@ -71,6 +71,7 @@ FLOORS = [
     {
         *("web._address", "web._crew", "web._cutoff", "web._feed", "web._figures"),
         *("web._guard", "web._heartbeat", "web._html", "web._picture", "web._place"),
+        *("web._connections", "web._lifespan"),
     },
     {
         *("web._charts", "web._history", "web._liveness", "web._panels"),
@@ -89,9 +90,9 @@ FLOORS = [
     },
     {
         *("cli._dashboard", "cli._files", "cli._lines", "cli._screen"),
-        *("cli._signals", "cli._target"),
+        *("cli._signals", "cli._target", "cli._streams", "cli._threads"),
     },
-    {"cli._bench", "cli._items", "cli._journal", "cli._top"},
+    {"cli._bench", "cli._items", "cli._journal", "cli._roles", "cli._top"},
     {"cli._work", "cli._writer"},
     {"cli._map_run"},
     {"cli._map"},
@@ -110,7 +111,9 @@ OPTIONAL = {
     "progress._tqdm": {"tqdm"},
     "progress._rich": {"rich"},
     "web._app": {"prometheus_client", "starlette"},
+    "web._connections": {"hypercorn"},
     "web._cutoff": {"hypercorn"},
+    "web._lifespan": {"starlette"},
     "web._server": {"prometheus_client", "starlette"},
     "web._serving": {"hypercorn"},
     "web._stream": {"starlette"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import math
@@ -145,10 +146,14 @@ def test_many_connections_do_not_make_many_threads() -> None:
     server, where = open_server()
     host, port = where.split(":")
     crowd = [socket.create_connection((host, int(port))) for _ in range(60)]
-    # The last of them has been hung up on.
-    crowd[-1].settimeout(20)
-    assert crowd[-1].recv(1) == b""
-    assert threading.active_count() <= before + 17
+    # Who asks now is answered all the same, and the first have been hung up on.
+    assert ask(where)[0] == 200
+    for connection in crowd[:40]:
+        connection.settimeout(20)
+        assert connection.recv(1) == b""
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before + 17:
+        assert time.monotonic() < deadline
     for connection in crowd:
         connection.close()
     deadline = time.monotonic() + 20
@@ -156,6 +161,49 @@ def test_many_connections_do_not_make_many_threads() -> None:
         assert time.monotonic() < deadline
     server.close()
     assert threading.active_count() == before
+
+
+def test_a_connection_has_two_seconds_in_all_however_it_trickles() -> None:
+    server, where = open_server()
+    host, port = where.split(":")
+    slow = socket.create_connection((host, int(port)))
+    slow.sendall(b"GET /health HTTP/1.1\r\nX: ")
+    begun = time.monotonic()
+    with pytest.raises(OSError):
+        while time.monotonic() - begun < 20:
+            slow.sendall(b"a")
+            time.sleep(0.05)
+    assert time.monotonic() - begun >= 1.5
+    slow.close()
+    server.close()
+
+
+class FullListener(socket.socket):
+    """Lets nobody in, for want of descriptors, until it is told to."""
+
+    tries = 0
+    full = True
+
+    def accept(self) -> Any:
+        self.tries += 1
+        if self.full:
+            raise OSError(errno.EMFILE, "too many open files")
+        return super().accept()
+
+
+def test_a_server_without_descriptors_tries_again_and_does_not_spin() -> None:
+    plain = listen_at(parse_address("liveness", ANYWHERE))
+    listener = FullListener(fileno=plain.detach())
+    where = f"127.0.0.1:{listener.getsockname()[1]}"
+    pulse = Pulse(time.monotonic)
+    server = LivenessServer(listener, pulse, make_guard(None, frozenset(), None))
+    host, port = where.split(":")
+    with socket.create_connection((host, int(port))):
+        time.sleep(0.5)
+        assert 1 <= listener.tries <= 7
+        listener.full = False
+        assert ask(where)[0] == 200
+    server.close()
 
 
 def ask_softly(where: str) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import socket
 import traceback
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -424,10 +428,132 @@ def test_more_types_of_errors_than_20_are_summed_up() -> None:
 def test_what_was_too_much_to_look_at_is_said() -> None:
     monitor = monitor_of(FakePool())
     monitor.hear(EventsLost("fake", 1.0, 7), WALL)
+    monitor.hear(EventsLost("fake", 2.0, 2), WALL)
     [shown] = monitor.picture(WALL).pools
-    assert [(f.type, f.count) for f in shown.failures] == [
-        ("(more than could be looked at)", 7)
+    # Whether these were failures nobody knows.
+    assert shown.events_lost == 9
+    assert shown.failures == ()
+
+
+def test_jobs_that_were_dropped_or_expired_are_not_counted_as_errors() -> None:
+    monitor = monitor_of(FakePool())
+    for state in (JobState.DROPPED, JobState.EXPIRED, JobState.DROPPED):
+        error = caught(TimeoutError())
+        event = JobChanged("job_drop", "fake", 1.0, 1, state, None, 0, error, key=None)
+        monitor.hear(event, WALL)
+    monitor.hear(failure(caught(TimeoutError())), WALL)
+    [shown] = monitor.picture(WALL).pools
+    assert {f.type: f.count for f in shown.failures} == {
+        "dropped": 2,
+        "expired": 1,
+        "TimeoutError": 1,
+    }
+    assert [error.type for error in shown.errors] == [
+        "TimeoutError",
+        "dropped",
+        "expired",
+        "dropped",
     ]
+
+
+@pytest.mark.parametrize(
+    ("job", "shown_as"),
+    [
+        (10**5000, "(a number of 16610 bits)"),
+        (-(10**5000), "(a number of 16610 bits)"),
+        ("x" * 5000, "x" * 199 + "\u2026"),
+        (2**64 - 1, 2**64 - 1),
+        ("A-7", "A-7"),
+    ],
+    ids=["long", "long and negative", "long text", "64 bits", "text"],
+)
+def test_ids_of_any_length_can_be_shown(job: Any, shown_as: Any) -> None:
+    pool = FakePool()
+    pool.crew = (worker(0, state=WorkerState.BUSY, job_id=job, job_age=0.5),)
+    monitor = monitor_of(pool)
+    monitor.hear(failure(caught(OSError()), job), WALL)
+    picture = monitor.picture(WALL)
+    [shown] = picture.pools
+    found = [shown.workers[0].job, shown.slowest[0].job, shown.errors[0].job]
+    assert found == [shown_as] * 3
+    assert str(shown_as) in render_page(picture, True)
+    to_json(picture)
+
+
+def test_another_job_of_the_same_id_is_described_anew() -> None:
+    pool = FakePool()
+    pool.crew = (worker(0, job_id=1, job_age=0.5),)
+    monitor = monitor_of(pool, describe=str)
+    for name in ("first", "second"):
+        pool.jobs = [running(name, job=1)]
+        [shown] = monitor.picture(WALL).pools
+        assert shown.workers[0].doing == name
+
+
+def test_no_input_is_kept_when_its_job_has_ended() -> None:
+    class Heavy:
+        pass
+
+    pool = FakePool()
+    pool.crew = (worker(0, job_id=1, job_age=0.5),)
+    heavy = Heavy()
+    gone = weakref.ref(heavy)
+    pool.jobs = [running(heavy)]
+    monitor = monitor_of(pool, describe=lambda _: "heavy")
+    monitor.picture(WALL)
+    monitor.sample(101.0, WALL, 0.0)
+    assert monitor.picture(WALL).pools[0].workers[0].doing == "heavy"
+    pool.jobs = []
+    del heavy
+    # Nobody looks; the next second is enough.
+    monitor.sample(102.0, WALL, 0.0)
+    gc.collect()
+    assert gone() is None
+
+
+def test_readings_keep_no_error_of_a_worker() -> None:
+    class HeavyError(Exception):
+        pass
+
+    pool = FakePool()
+    error = HeavyError()
+    gone = weakref.ref(error)
+    pool.crew = (worker(0, last_error=error),)
+    monitor = monitor_of(pool)
+    monitor.sample(101.0, WALL, 0.0)
+    pool.crew = ()
+    del error
+    gc.collect()
+    assert gone() is None
+
+
+def test_whether_jobs_are_refused_is_not_whether_a_pool_is_ready() -> None:
+    def refused(**facts: Any) -> tuple[bool, bool]:
+        found = judge(Facts(state=PoolState.OPEN, workers=(), **facts))
+        return found.ready, found.refuses
+
+    full = counts(busy=4, queued=9)
+    assert refused(statistics=counts(), breaker="open") == (True, True)
+    assert refused(statistics=full, max_backlog=9, overflow="reject") == (True, True)
+    assert refused(statistics=full, max_backlog=9, overflow="wait") == (True, False)
+    assert refused(statistics=full, max_backlog=10, overflow="reject") == (True, False)
+    pool = FakePool(max_backlog=9, overflow="reject")
+    pool.counts = full
+    [shown] = monitor_of(pool).picture(WALL).pools
+    assert (shown.ready, shown.refuses) == (True, True)
+    assert shown.sentence.startswith("refusing: 4 of 4 busy, the backlog is full")
+
+
+def test_a_pool_that_scales_is_ready_while_its_first_worker_comes() -> None:
+    def ready(*crew: WorkerSnapshot, scales: bool, **changes: Any) -> bool:
+        facts = {"state": PoolState.OPEN, "workers": crew, "scales": scales}
+        return judge(Facts(statistics=counts(**changes), **facts)).ready  # type: ignore[arg-type]
+
+    starting = worker(0, state=WorkerState.STARTING)
+    for size in (0, 1):
+        assert ready(starting, scales=True, size=size, workers=0)
+        assert not ready(starting, scales=False, size=size, workers=0)
+    assert not ready(RESTARTING, scales=True, size=1, workers=0)
 
 
 def test_crashes_and_marks_are_kept_the_newest_first() -> None:
@@ -613,6 +739,37 @@ def test_nothing_is_rendered_while_nobody_reads() -> None:
     feed.newest()
     feed.newest()
     assert rendered == [1]
+
+
+def test_what_cannot_be_rendered_is_logged_once_and_the_last_picture_stays(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors: list[Exception] = []
+
+    def render() -> dict[str, str]:
+        if errors:
+            raise errors[-1]
+        return {"a": "b"}
+
+    feed = Feed(render, 1)
+    with trio_free_reader(feed):
+        feed.tick()
+        for error in (ValueError("x"), ValueError("x"), OSError("y")):
+            errors.append(error)
+            feed.tick()
+            assert feed.newest()[1] == {"a": "b"}
+        assert len(caplog.records) == 2
+        errors.clear()
+        feed.tick()
+        assert feed.newest() == (5, {"a": "b"})
+
+
+@contextmanager
+def trio_free_reader(feed: Feed) -> Generator[None, None, None]:
+    reader: Any = object()
+    feed.readers.add(reader)
+    yield
+    feed.readers.discard(reader)
 
 
 def test_an_event_is_one_line_whatever_is_in_it() -> None:

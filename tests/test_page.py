@@ -42,9 +42,13 @@ LOCAL = "127.0.0.1:0"
 PATIENCE = 15_000
 """Milliseconds that a browser on a busy machine is waited for."""
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no browser here: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no browser here: apt-get install chromium"
+    ),
+    # Playwright asks for the event loop of its thread in a way of the past.
+    pytest.mark.filterwarnings("ignore:There is no current event loop"),
+]
 
 
 class Tabs:
@@ -278,7 +282,14 @@ async def test_without_a_token_one_can_only_look(tabs: Tabs) -> None:
         assert not await tab.do(lambda page: page.locator("form, button").count())
 
 
-@pytest.mark.parametrize("name", ["orders", "\u00fcber/a b?c#d & <e>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "orders",
+        "\u00fcber/a b?c#d & <e>",
+        "caf\u00e9\u00a0\U0001f469\u200d\U0001f4bb\ntwo",
+    ],
+)
 async def test_controls_work_with_the_token(tabs: Tabs, name: str) -> None:
     def resize(page: Page) -> None:
         page.get_by_role("spinbutton").fill("3")

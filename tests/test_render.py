@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import attrs
 import pytest
@@ -532,12 +533,51 @@ def test_controls_are_there_only_if_they_may_be_used() -> None:
     assert not tags & {"button", "input", "form"}
     page = read(pool(name="a/b & c"), controls=True)
     forms = [a for tag, a in page.elements if tag == "form" and "data-pool" in a]
-    assert [form["data-pool"] for form in forms] == ["a/b & c"]
+    assert [form["data-pool"] for form in forms] == ["a%2Fb%20%26%20c"]
     assert [a["data-act"] for tag, a in page.elements if tag == "button"] == [
         "pause",
         "resume",
         "resize",
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "caf\u00e9\u00a0bar",
+        "\U0001f469\u200d\U0001f4bb",
+        "two\nlines",
+        "\udc80",
+        "a?b#c",
+    ],
+)
+def test_a_pool_of_any_name_can_be_asked_for_by_its_controls(name: str) -> None:
+    page = read(pool(name=name))
+    [form] = [a for tag, a in page.elements if tag == "form" and "data-pool" in a]
+    asked = form["data-pool"]
+    assert asked is not None
+    assert re.fullmatch(r"[\w%.~-]+", asked, re.ASCII)
+    assert unquote(asked) == name.encode(errors="backslashreplace").decode()
+
+
+def test_a_pool_that_refuses_is_not_said_to_take_jobs() -> None:
+    told = [
+        render_fragments(picture(pool(ready=ready, refuses=refuses)))["p0-verdict"]
+        for ready, refuses in [(True, False), (True, True), (False, False)]
+    ]
+    assert ["takes jobs" in html for html in told] == [True, False, False]
+    assert ["refuses jobs" in html for html in told] == [False, True, False]
+
+
+def test_events_that_were_lost_are_not_said_to_be_failed_jobs() -> None:
+    failed = (FailureCount(type="OSError", count=2, last=NOW),)
+    shown = pool(events_lost=7, failures=failed)
+    html = render_fragments(picture(shown))["p0-failures"]
+    assert "7 events lost: failures may be missing here." in html
+    assert html.count("<tr") == 2
+    html = render_fragments(picture(pool(events_lost=1)))["p0-failures"]
+    assert "1 event lost" in html
+    assert "No job has failed." not in html
 
 
 def test_controls_and_scrolled_tables_are_outside_of_what_is_replaced() -> None:

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -452,6 +453,139 @@ async def test_a_reader_that_reads_nothing_holds_nobody(how: str) -> None:
         assert tasks() <= before
 
 
+# Who means harm, or knows no better.
+
+ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+UPGRADE = ASK + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+HANDSHAKE_HEAD = (
+    ASK + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+HANDSHAKE = HANDSHAKE_HEAD + b"\r\n"
+
+
+def http2(
+    *changes: tuple[bytes, bytes], only: bool = False, more: bytes = b""
+) -> bytes:
+    """Say by HTTP/2 what changes a plain request."""
+    h2 = pytest.importorskip("h2.connection")
+    config = pytest.importorskip("h2.config").H2Configuration(
+        client_side=True,
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+    )
+    connection = h2.H2Connection(config)
+    connection.initiate_connection()
+    plain = {
+        b":method": b"GET",
+        b":path": b"/health",
+        b":scheme": b"http",
+        b":authority": b"localhost",
+    }
+    headers = dict(changes) if only else plain | dict(changes)
+    connection.send_headers(1, list(headers.items()), end_stream=True)
+    said: bytes = connection.data_to_send()
+    return said + more
+
+
+CONNECT = [(b":method", b"CONNECT"), (b":authority", b"localhost")]
+
+
+def hostile() -> dict[str, bytes]:
+    return {
+        "settings that are not base 64": UPGRADE + b"HTTP2-Settings: a\r\n\r\n",
+        "settings that are too short": UPGRADE + b"HTTP2-Settings: AAAA\r\n\r\n",
+        "settings of no value": UPGRADE + b"HTTP2-Settings: AAL_____\r\n\r\n",
+        "settings": UPGRADE + b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+        "a path of HTTP/2 that is no text": http2((b":path", b"/\xff")),
+        "a method of HTTP/2 that is no text": http2((b":method", b"G\xff")),
+        "CONNECT of HTTP/2": http2(*CONNECT, only=True),
+        "frames of nonsense": http2(more=b"\xff" * 200),
+        "a protocol that is no text": HANDSHAKE_HEAD
+        + b"Sec-WebSocket-Protocol: \xff\r\n\r\n",
+        "a frame at once": HANDSHAKE + b"\x81\x85\x00\x00\x00\x00hello",
+        "an end at once": HANDSHAKE + b"\x88\x80\x00\x00\x00\x00",
+        "a byte after the handshake": HANDSHAKE + b"\x00",
+        "bytes after the handshake": HANDSHAKE + b"\xff\xff\xff",
+        "a request after the handshake": ASK + b"\r\n" + HANDSHAKE + ASK + b"\r\n",
+        "all bytes": bytes(range(256)) * 10,
+        "TLS": b"\x16\x03\x01\x02\x00\x01\x00",
+    }
+
+
+async def say(dashboard: Dashboard, said: bytes) -> bytes:
+    """Say something, and return the first of what comes back."""
+    host, port = dashboard.urls[0].removeprefix("http://").split(":")
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        await stream.send_all(said)
+        with trio.move_on_after(0.2):
+            try:
+                return bytes(await stream.receive_some())
+            except trio.BrokenResourceError:
+                pass
+        return b""
+
+
+async def other_app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await PlainTextResponse("other")(scope, receive, send)
+
+
+@pytest.mark.parametrize("other", [None, other_app])
+async def test_nothing_that_is_sent_ends_the_block(other: Any) -> None:
+    async with open_pool(1, echo) as pool:
+        async with serve_dashboard(pool, bind=ANYWHERE, app=other) as dashboard:
+            for said in hostile().values():
+                await say(dashboard, said)
+                assert (await get(dashboard, "/health")).status_code == 200
+            await pool.process(1)
+
+
+async def test_only_http_1_is_spoken_whatever_is_offered() -> None:
+    async with open_pool(1) as pool:
+        async with serve_dashboard(pool, bind=ANYWHERE) as dashboard:
+            offered = UPGRADE + b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+            assert (await say(dashboard, offered)).startswith(b"HTTP/1.1 200 ")
+            assert b" 403 " in await say(dashboard, HANDSHAKE)
+            # No frame of settings.
+            assert (await say(dashboard, http2())).startswith((b"HTTP/1.1 4", b""))
+
+
+async def test_there_are_no_more_connections_than_may_be() -> None:
+    async with open_pool(1) as pool:
+        async with serve_dashboard(pool, bind=ANYWHERE, max_streams=1) as dashboard:
+            host, port = dashboard.urls[0].removeprefix("http://").split(":")
+            crowd = [await trio.open_tcp_stream(host, int(port)) for _ in range(101)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            async with await trio.open_tcp_stream(host, int(port)) as late:
+                with trio.fail_after(4):
+                    try:
+                        assert await late.receive_some() == b""
+                    except trio.BrokenResourceError:
+                        pass
+            for stream in crowd:
+                await stream.aclose()
+            # Who has gone makes room.
+            with trio.fail_after(20):
+                while True:
+                    with suppress(httpx.TransportError):
+                        assert (await get(dashboard, "/health")).status_code == 200
+                        break
+
+
+async def test_an_id_of_any_length_ends_neither_block_nor_stream() -> None:
+    async with open_pool(1, sleep, unobserved="ignore") as pool:
+        async with serve_dashboard(pool, bind=ANYWHERE) as dashboard:
+            async with streaming(dashboard) as events:
+                await events.next()
+                await pool.submit(1, id=10**5000)
+                while "a number of 16610 bits" not in (await events.next()).get(
+                    "p0-workers", ""
+                ):
+                    pass
+        pool.cancel()
+
+
 # Who may ask.
 
 
@@ -517,6 +651,20 @@ async def test_an_operator_pauses_resumes_and_resizes() -> None:
                 assert (await http.get(f"{where}/pause")).status_code == 405
                 assert (await http.post("/pools/c/pause")).status_code == 404
                 assert (await http.post(f"{where}/cancel")).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a/resume", "two\nlines", "7\n"])
+async def test_an_operator_reaches_a_pool_of_any_name(name: str) -> None:
+    async with open_pool(1, name=name) as pool:
+        async with serve_dashboard(pool, bind=ANYWHERE, token=TOKEN) as dashboard:
+            async with client(dashboard, **KNOWN) as http:
+                where = f"/pools/{quote(name, safe='')}"
+                answer = await http.post(f"{where}/pause")
+                assert (answer.status_code, pool.state.value) == (200, "paused")
+                answer = await http.post(f"{where}/stop")
+                assert (answer.status_code, pool.state.value) == (404, "paused")
+                answer = await http.post(f"{where}/resume")
+                assert (answer.status_code, pool.state.value) == (200, "open")
 
 
 async def test_a_bad_size_is_named_and_changes_nothing() -> None:
@@ -589,14 +737,77 @@ async def test_another_app_gets_all_other_paths_and_its_lifespan() -> None:
     )
     async with open_pool(1) as pool:
         async with serve_dashboard(pool, bind=ANYWHERE, app=own) as dashboard:
-            # The guard is the dashboard's own affair.
-            answer = await get(dashboard, "/greet", Host="anything.example")
+            answer = await get(dashboard, "/greet")
             assert answer.text == "hello"
             assert "content-security-policy" not in answer.headers
             assert (await get(dashboard, "/health")).json() == {"status": "live"}
             assert (await get(dashboard, "/nothing")).status_code == 404
             assert said == ["up"]
         assert said == ["up", "down"]
+
+
+@pytest.mark.parametrize(
+    "how", ["returns", "raises", "starts and returns", "starts and raises"]
+)
+async def test_an_app_need_not_care_for_start_and_stop(how: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            if how.startswith("starts"):
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+            if how.endswith("raises"):
+                raise AssertionError(scope["type"])
+            return
+        await PlainTextResponse("other")(scope, receive, send)
+
+    async with open_pool(1) as pool:
+        async with serve_dashboard(pool, bind=ANYWHERE, app=app) as dashboard:
+            assert (await get(dashboard, "/other")).text == "other"
+            assert (await get(dashboard, "/health")).status_code == 200
+
+
+async def test_an_app_that_does_not_stop_is_waited_for_as_long_as_requests(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await trio.sleep_forever()
+
+    async with open_pool(1) as pool:
+        with trio.fail_after(20):
+            async with serve_dashboard(pool, bind=ANYWHERE, app=app):
+                pass
+    assert "app= has not stopped within 3.0 seconds" in caplog.text
+
+
+async def test_another_app_is_reached_by_known_hosts_alone() -> None:
+    reached: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        reached.append(scope["type"])
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await PlainTextResponse("other")(scope, receive, send)
+
+    async with open_pool(1) as pool:
+        async with serve_dashboard(
+            pool, bind=ANYWHERE, app=app, hosts=["known.example"]
+        ) as dashboard:
+            answer = await get(dashboard, "/other", Host="evil.example")
+            assert answer.status_code == 403
+            head = await say(
+                dashboard, HANDSHAKE.replace(b"localhost", b"evil.example")
+            )
+            assert b" 403 " in head
+            assert reached == []
+            answer = await get(dashboard, "/other", Host="known.example")
+            assert answer.text == "other"
+            await say(dashboard, HANDSHAKE)
+            assert reached == ["http", "websocket"]
 
 
 async def test_an_app_that_does_not_start_is_an_error_before_the_block() -> None:

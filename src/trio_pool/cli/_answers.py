@@ -11,7 +11,8 @@ _WINDOW = 1024
 """Lines, and more if there are many workers: so far ahead of the oldest one that
 has no answer others may be, if all are to be written in order."""
 _ROOM = 8_000_000
-"""Bytes of answers that may wait to be written."""
+"""Bytes of answers that may wait to be written, and of lines that may wait for
+their answers, if these are more than there are workers."""
 
 
 @final
@@ -48,11 +49,18 @@ class Answers:
         self._results: list[bytes] = []
         self._failures: list[bytes] = []
         self._bytes = 0
+        self._workers = workers
+        self._sizes: dict[int, int] = {}
+        """Bytes of each line that has no answer yet."""
+        self._waiting = 0
+        """Bytes of all of them."""
         self._room: trio.Event | None = None
         self._news = trio.Event()
 
-    def expect(self, index: int) -> None:
-        """The next line has been taken."""
+    def expect(self, index: int, size: int = 0) -> None:
+        """The next line has been taken, which has so many bytes."""
+        self._sizes[index] = size
+        self._waiting += size
         if index >= self._taken:
             self._taken = index + 1
             if not self._ordered:
@@ -60,6 +68,8 @@ class Answers:
 
     def give(self, index: int, record: bytes, *, failed: bool = False) -> None:
         """Answer a line; by nothing, if there is nothing to be said about it."""
+        self._waiting -= self._sizes.pop(index)
+        self._look()
         if self._ordered:
             self._held[index] = (record, failed)
             self._bytes += len(record)
@@ -74,6 +84,11 @@ class Answers:
             self._write(*self._held.pop(self._next))
             self._next += 1
             self._look()
+
+    def release_all(self) -> None:
+        """Have all written that waits for lines before it, which are given up."""
+        for index in sorted(self._held):
+            self._write(*self._held.pop(index))
 
     def _write(self, record: bytes, failed: bool) -> None:
         if record:
@@ -101,8 +116,10 @@ class Answers:
 
     def has_room(self, index: int) -> bool:
         """Say whether a line may be taken now."""
-        return self._bytes < _ROOM and (
-            not self._ordered or index < self._next + self.window
+        return (
+            self._bytes < _ROOM
+            and (self._waiting < _ROOM or len(self._sizes) < self._workers)
+            and (not self._ordered or index < self._next + self.window)
         )
 
     def is_complete(self) -> bool:

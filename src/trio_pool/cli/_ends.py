@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
+import trio
+
 DONE = 0
 FAILURES = 1
 REFUSED = 2
@@ -37,3 +39,19 @@ class OutputClosed(CommandEnd):
     """Nobody reads the output any more, as after ``| head``."""
 
     code = OUTPUT_CLOSED
+
+
+@final
+class Work:
+    """What is cancelled when the command ends early, and why if it failed."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.error: CommandEnd | None = None
+
+    def fail(self, error: CommandEnd) -> None:
+        """End it; the first error that does so is kept."""
+        # Raised in here it would meet the cancellation of what runs beside it.
+        if self.error is None:
+            self.error = error
+        self.scope.cancel()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias, final
+
+import trio
 
 from .. import WorkerCrashed
 
 # Python's own JSON knows NaN and Infinity, which are none.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+NOT_FROM_A_FUNCTION = (KeyboardInterrupt, trio.Cancelled)
+"""What ends the run, while all else that is raised for a line, even an exit, is a
+failure of that line."""
 
 Parse: TypeAlias = Callable[[bytes], tuple[Any, bytes] | None]
 """Of a line, the item and the JSON that it is shown as; None if it is no item."""
@@ -48,6 +55,13 @@ class Item:
         self.key = key
         self.attempts = 0
 
+    def attempt(self) -> Any:
+        """Begin an attempt; return the value, as no other attempt has changed it."""
+        self.attempts += 1
+        if self.attempts > 1 and isinstance(self.value, (dict, list)):
+            return _decoder.decode(self.shown.decode())
+        return self.value
+
 
 def parse_text(line: bytes) -> tuple[Any, bytes] | None:
     """Read a line of text, which may end as lines of Windows do."""
@@ -57,7 +71,8 @@ def parse_text(line: bytes) -> tuple[Any, bytes] | None:
 
 def parse_json(line: bytes) -> tuple[Any, bytes] | None:
     """Read a line of JSON; one of nothing but blanks is no item."""
-    line = line.strip()
+    # Programs of Windows put a mark before the first one.
+    line = line.strip().removeprefix(codecs.BOM_UTF8).strip()
     if not line:
         return None
     text = _decode(line)
@@ -103,7 +118,9 @@ def result_line(item: Item, result: Any) -> bytes:
     """
     try:
         encoded = to_json(result)
-    except Exception as error:
+    except NOT_FROM_A_FUNCTION:
+        raise
+    except BaseException as error:
         raise BadResult(describe(error), item.shown) from None
     return b'{"index": %d, "input": %b, "result": %b}\n' % (
         item.index,
@@ -131,7 +148,9 @@ def describe(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         text = f"{kind}: {error}"
-    except Exception:
+    except NOT_FROM_A_FUNCTION:
+        raise
+    except BaseException:
         text = f"{kind}: <its str failed>"
     if isinstance(error, WorkerCrashed) and error.__cause__ is not None:
         return f"{text}: {describe(error.__cause__)}"

@@ -8,7 +8,15 @@ from typing import Any, Self, final
 from trio.lowlevel import checkpoint
 
 from ._answers import Answers
-from ._formats import BadKey, BadLine, Item, Parse, describe, failure_line
+from ._formats import (
+    NOT_FROM_A_FUNCTION,
+    BadKey,
+    BadLine,
+    Item,
+    Parse,
+    describe,
+    failure_line,
+)
 from ._lines import Lines
 
 # Lines that are no items, after which others get their turn.
@@ -42,7 +50,7 @@ class Items:
             index, line = await anext(self._lines)
             if not answers.has_room(index):
                 await answers.wait_for_room(index)
-            answers.expect(index)
+            answers.expect(index, len(line))
             item = self._read(index, line)
             if item is not None:
                 return item
@@ -68,6 +76,8 @@ class Items:
         try:
             key = self._key_of(value)
             hash(key)
-        except Exception as error:
+        except NOT_FROM_A_FUNCTION:
+            raise
+        except BaseException as error:
             raise BadKey(describe(error), shown) from None
         return key

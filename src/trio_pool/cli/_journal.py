@@ -9,16 +9,17 @@ beyond it is cut off by the run that goes on, which answers those lines anew.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any, Self, TypeAlias, final
 
 import attrs
 
 from ._answers import Tally
 from ._ends import Broken, Refused
-from ._files import Mark
+from ._files import Mark, Named
 from ._lines import Position
 
 _APPLICATION = 0x7472696F  # "trio"
@@ -48,8 +49,11 @@ class Journal:
     milliseconds, and come from one thread at a time.
     """
 
-    def __init__(self, path: str, connection: sqlite3.Connection) -> None:
-        self._path = path
+    def __init__(
+        self, file: Named, connection: sqlite3.Connection, *, is_new: bool
+    ) -> None:
+        self._file = file
+        self._is_new = is_new
         self._connection = connection
         self.state = _load(_ask(connection, "SELECT state FROM run"))
 
@@ -62,23 +66,29 @@ class Journal:
         try:
             self._connection.execute("UPDATE run SET state = ?", (_dump(state),))
         except sqlite3.Error as error:
-            text = f"cannot write --journal {self._path!r}: {error}"
+            text = f"cannot write {self._file}: {error}"
             raise Broken(text) from error
         self.state = state
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._connection.close()
+        if self._is_new and kind is Refused and self.state == State():
+            # That the run was refused is to have changed nothing.
+            with suppress(OSError):
+                os.unlink(self._file.path)
 
 
-def open_journal(path: str, settings: Settings) -> Journal:
+def open_journal(file: Named, settings: Settings) -> Journal:
     """Open a journal that is new, or of a run with the same settings.
 
     Raises:
       Refused: it is another run's, or in use, or no journal.
     """
+    path = file.path
+    is_new = not os.path.lexists(path)
     with ExitStack() as stack:
         try:
             # Trio's threads are many, but only one has it at a time.
@@ -86,21 +96,21 @@ def open_journal(path: str, settings: Settings) -> Journal:
                 path, timeout=0, isolation_level=None, check_same_thread=False
             )
             stack.enter_context(closing(connection))
-            _begin(path, connection, settings)
-            journal = Journal(path, connection)
+            _begin(file, connection, settings)
+            journal = Journal(file, connection, is_new=is_new)
         except sqlite3.Error as error:
-            raise Refused(_wording(path, error)) from error
+            raise Refused(_wording(file, error)) from error
         stack.pop_all()
     return journal
 
 
-def _begin(path: str, connection: sqlite3.Connection, settings: Settings) -> None:
+def _begin(file: Named, connection: sqlite3.Connection, settings: Settings) -> None:
     # The lock is kept beyond the transaction, for as long as it is open.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")
     if not _ask(connection, "SELECT count(*) FROM sqlite_master"):
         _create(connection, settings)
-    _check(path, connection, settings)
+    _check(file, connection, settings)
     connection.execute("COMMIT")
     # A commit appends to a file beside it. Should the machine lose the last ones,
     # no harm is done: it is as if the run had been killed earlier.
@@ -116,13 +126,13 @@ def _create(connection: sqlite3.Connection, settings: Settings) -> None:
     connection.execute("INSERT INTO run VALUES (?, ?)", values)
 
 
-def _check(path: str, connection: sqlite3.Connection, settings: Settings) -> None:
+def _check(file: Named, connection: sqlite3.Connection, settings: Settings) -> None:
     if _ask(connection, "PRAGMA application_id") != _APPLICATION:
-        raise Refused(f"--journal {path!r} is a database, but no journal")
+        raise Refused(f"{file} is a database, but no journal")
     version = _ask(connection, "PRAGMA user_version")
     if version != _VERSION:
         expected = f"of version {_VERSION}, not of {version}"
-        raise Refused(f"--journal {path!r} must be {expected}: finish it as begun")
+        raise Refused(f"{file} must be {expected}: finish it as begun")
     before = json.loads(_ask(connection, "SELECT settings FROM run"))
     differing = [
         f"{option} was {before.get(option)!r}, is {value!r}"
@@ -134,19 +144,19 @@ def _check(path: str, connection: sqlite3.Connection, settings: Settings) -> Non
         connection.execute("UPDATE run SET settings = ?", (json.dumps(settings),))
     elif differing:
         text = "; ".join(differing)
-        raise Refused(f"--journal {path!r} is of another run: {text}")
+        raise Refused(f"{file} is of another run: {text}")
 
 
 def _ask(connection: sqlite3.Connection, question: str) -> Any:
     return connection.execute(question).fetchone()[0]
 
 
-def _wording(path: str, error: sqlite3.Error) -> str:
+def _wording(file: Named, error: sqlite3.Error) -> str:
     if "locked" in str(error):
-        return f"--journal {path!r} is in use by another run"
+        return f"{file} is in use by another run"
     if "not a database" in str(error):
-        return f"--journal {path!r} is no journal"
-    return f"cannot open --journal {path!r}: {error}"
+        return f"{file} is no journal"
+    return f"cannot open {file}: {error}"
 
 
 def _dump(state: State) -> str:

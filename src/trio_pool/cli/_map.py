@@ -6,15 +6,19 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._ends import SIGNALLED, CommandEnd, Refused
-from ._files import check_regular, is_same
+from .. import PoolBroken
+from ._ends import BROKEN, SIGNALLED, CommandEnd, Refused
+from ._files import Named
 from ._map_run import Plan, map_lines
+from ._roles import name_files
+from ._streams import Streams, hold_streams, say
 from ._target import compile_key, find_function
 
 if TYPE_CHECKING:
@@ -29,15 +33,18 @@ number of the line, from 0.
 
 An async function is run on the event loop, any other in threads; a thread that
 runs when its line is out of time, or when the command is stopped, is left behind.
-The current directory can be imported from. What the function prints goes to
-standard error while the output goes to standard output."""
+If for a long time such threads hold all workers, the command ends with exit code 3.
+The current directory can be imported from. While the input is standard input, the
+function and what it starts find that empty; while the output is standard output,
+what they print goes to standard error."""
 
 _EPILOG = """\
 lines:
   Text: each line is an item, an empty one too, without its line end. The last line
   needs none. With --json a line is any JSON, and one of nothing but blanks is passed
-  over. A line that is not JSON or not UTF-8, and a result for which there is no JSON,
-  is a failure of that line. All are kept in UTF-8.
+  over; each attempt has the item as it came. A line that is not JSON or not UTF-8,
+  and a result for which there is no JSON, is a failure of that line. All are kept in
+  UTF-8.
 
 failures:
   {"index", "input", "error", "started", "attempts"}, to --failures or to standard
@@ -45,26 +52,31 @@ failures:
 
 files:
   What was in --output and --failures is overwritten, unless the journal says that it
-  is of this run. Function, input and options are looked at before that.
+  is of this run. Function, input and options are looked at before that. No file may
+  have two of the roles, also as standard input or output, or be written by two runs.
 
 journal:
   A run that was ended in any way, by kill -9 too, is started again by the same
   command, and goes on: in the end each line has one answer in the output or in the
-  failures. Lines that were running, or answered in the last half second, are run
-  again. --workers and --rate may change; the options that decide on answers may
-  not, nor may the part of the input that was read. Failures on standard error are told
-  again if the run was killed before it could note them.
+  failures. Lines that were running, or answered in the last half second, or, without
+  --unordered, answered while one before them was not, are run again. An output that
+  is gone or has changed is refused, after the end of the run too. --workers and
+  --rate may change; the options that decide on answers may not, nor may the part of
+  the input that was read. Failures on standard error are told again if the run was
+  killed before it could note them.
 
 signals:
   Ctrl-C or SIGTERM stops reading, cancels what runs, writes what is answered and
-  commits the journal; the second one ends the command at once.
+  commits the journal; the second one ends the command at once. With a journal, and
+  without --unordered, answers that wait for a line before them are not written.
 
 exit codes:
   0    all lines are done
   1    some failed
   2    refused: an option, the function, the input or the journal; nothing was changed
-  3    the run could not go on: a file cannot be read or written, or too many workers
-       broke; with a journal it can be started again
+  3    the run could not go on: a file cannot be read or written, too many workers
+       broke or are held by threads, or what nobody foresaw; with a journal it can be
+       started again
   130, 143   ended by Ctrl-C, by SIGTERM
   141  nobody reads the output any more, as after `| head`"""
 
@@ -152,53 +164,50 @@ def _positive(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     try:
-        with redirect_stdout(sys.stderr if options.output == "-" else sys.stdout):
-            return _run(options)
-    except CommandEnd as end:
-        if str(end):
-            sys.stderr.write(f"trio-pool map: {end}\n")
-        return end.code
-    except (KeyboardInterrupt, BaseExceptionGroup) as error:
-        if not _is_interrupt(error):
-            raise
+        return _run(options)
+    except BaseException as error:
+        return _conclude(error)
+
+
+def _conclude(error: BaseException) -> int:
+    """Tell why the command ends, and return the exit code for it."""
+    causes = list(_single_out(error))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return SIGNALLED + 2
+    known = [cause for cause in causes if isinstance(cause, (CommandEnd, PoolBroken))]
+    if len(known) < len(causes):
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        say(f"an error that was not foreseen\n{trace}")
+        return BROKEN
+    if str(known[0]):
+        say(str(known[0]))
+    return known[0].code if isinstance(known[0], CommandEnd) else BROKEN
 
 
-def _is_interrupt(error: BaseException) -> bool:
+def _single_out(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(KeyboardInterrupt) is not None
-    return isinstance(error, KeyboardInterrupt)
+        for one in error.exceptions:
+            yield from _single_out(one)
+    else:
+        yield error
 
 
 def _run(options: argparse.Namespace) -> int:
-    _check_files(options)
-    function = find_function(options.function)
-    key_of = None if options.key is None else compile_key(options.key)
-    input_fd = _open_input(options.input)
-    try:
-        plan = Plan(options, function, key_of, input_fd, _settings(options))
-        return trio.run(map_lines, plan)
-    finally:
-        if input_fd:
-            os.close(input_fd)
-
-
-def _check_files(options: argparse.Namespace) -> None:
-    files = {
-        f"--{name}": path
-        for name in ("input", "output", "failures", "journal")
-        if (path := getattr(options, name)) is not None
-    }
-    if options.journal is not None:
-        for name in {"--output", "--failures"} & set(files):
-            check_regular(name, files[name])
-    while files:
-        name, path = files.popitem()
-        for other, its_path in files.items():
-            if is_same(path, its_path):
-                raise Refused(
-                    f"{other} and {name} must be different, both are {path!r}"
-                )
+    # What is imported may go to another directory, read the input, or print.
+    files = name_files(options.input, options.output, options.failures, options.journal)
+    takes_output = files.output.path == "-"
+    with (
+        hold_streams(
+            takes_input=files.input.path == "-", takes_output=takes_output
+        ) as streams,
+        redirect_stdout(sys.stderr if takes_output else sys.stdout),
+    ):
+        function = find_function(options.function)
+        key_of = None if options.key is None else compile_key(options.key)
+        with _open_input(files.input, streams) as fd:
+            settings = _settings(options)
+            plan = Plan(options, files, function, key_of, fd, streams.output, settings)
+            return trio.run(map_lines, plan)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -211,12 +220,18 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings | {"--failures": told}
 
 
-def _open_input(path: str) -> int:
-    if path == "-":
-        return 0
+@contextmanager
+def _open_input(file: Named, streams: Streams) -> Generator[int, None, None]:
+    if file.path == "-":
+        yield streams.input
+        return
     try:
-        if os.path.isdir(path):
+        if os.path.isdir(file.path):
             raise IsADirectoryError(21, os.strerror(21))
-        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        fd = os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise Refused(f"cannot open --input {path!r}: {error.strerror}") from error
+        raise Refused(f"cannot open {file}: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import (
     AsyncExitStack,
-    ExitStack,
     asynccontextmanager,
+    closing,
     contextmanager,
     nullcontext,
 )
@@ -21,13 +20,16 @@ import trio
 
 from .. import PoolBroken, PoolConfig, Rate, Retry
 from ._answers import Answers
-from ._ends import DONE, FAILURES, Broken, Refused
-from ._files import Target, open_target
+from ._ends import DONE, FAILURES, Broken, Refused, Work
+from ._files import Target, check_written
 from ._formats import parse_json, parse_text
 from ._items import Items
 from ._journal import Journal, Settings, State, open_journal
 from ._lines import Lines
+from ._roles import Files, open_targets
 from ._signals import heed_signals
+from ._streams import say
+from ._threads import Threads, watching
 from ._work import ItemPool, answer_all, answer_by_key, open_item_pool
 from ._writer import Writer, writing
 
@@ -38,9 +40,12 @@ class Plan:
     """What is to be run, once nothing is left to be refused without reading."""
 
     options: argparse.Namespace
+    files: Files
     function: Callable[[Any], Any]
     key_of: Callable[[Any], Any] | None
     input_fd: int
+    output_fd: int
+    """Of standard output, if that is taken."""
     settings: Settings
 
 
@@ -50,25 +55,28 @@ async def map_lines(plan: Plan) -> int:
     Raises:
       CommandEnd: it ended before that.
     """
-    work = trio.CancelScope()
-    with heed_signals(work) as heard, _journal(plan) as journal:
+    work = Work()
+    with heed_signals(work.scope) as heard, _journal(plan) as journal:
         code = DONE
-        with work:
+        with work.scope:
             code = await _resume(plan, journal, work)
-        if work.cancelled_caught and heard.code is not None:
+        if work.error is not None:
+            raise work.error
+        if work.scope.cancelled_caught and heard.code is not None:
             return heard.code
         return code
 
 
 def _journal(plan: Plan) -> Journal | nullcontext[None]:
-    path = plan.options.journal
-    return nullcontext() if path is None else open_journal(path, plan.settings)
+    file = plan.files.journal
+    return nullcontext() if file is None else open_journal(file, plan.settings)
 
 
-async def _resume(plan: Plan, journal: Journal | None, work: trio.CancelScope) -> int:
+async def _resume(plan: Plan, journal: Journal | None, work: Work) -> int:
     options = plan.options
     state = State() if journal is None else journal.state
-    name = "standard input" if options.input == "-" else f"--input {options.input!r}"
+    its = plan.files.input
+    name = "standard input" if its.path == "-" else str(its)
     lines = Lines(name, plan.input_fd, digest=journal is not None)
     answers = Answers(
         state.tally, ordered=not options.unordered, workers=options.workers
@@ -78,10 +86,13 @@ async def _resume(plan: Plan, journal: Journal | None, work: trio.CancelScope) -
     answered = f"{answers.done:,} lines done, {answers.failed:,} failed"
     if state.finished:
         await lines.require_end()
-        _say(f"--journal {options.journal!r} is of a run that has ended: {answered}")
+        check_written(plan.files.output, state.output)
+        if plan.files.failures is not None:
+            check_written(plan.files.failures, state.failures)
+        say(f"{plan.files.journal} is of a run that has ended: {answered}")
     else:
         if state != State():
-            _say(f"goes on after {answered}")
+            say(f"goes on after {answered}")
         await _run(plan, lines, answers, journal, work)
     return FAILURES if answers.failed else DONE
 
@@ -91,7 +102,7 @@ async def _run(
     lines: Lines,
     answers: Answers,
     journal: Journal | None,
-    work: trio.CancelScope,
+    work: Work,
 ) -> None:
     items = Items(
         lines,
@@ -101,9 +112,9 @@ async def _run(
     )
     answer = answer_all if plan.key_of is None else answer_by_key
     try:
-        async with _open_pool(plan, answers) as pool:
-            with ExitStack() as files:
-                output, failures = _open_files(plan.options, journal, files)
+        async with _open_pool(plan, answers, work) as pool:
+            output, failures = await _open_targets(plan, journal)
+            with closing(output), closing(failures):
                 writer = Writer(
                     answers, output, failures, journal, lambda: lines.position
                 )
@@ -111,19 +122,39 @@ async def _run(
                     await answer(pool, items, answers)
     except PoolBroken as error:
         raise Broken(str(error)) from error
-    if not answers.is_complete():
+    if not answers.is_complete() and work.error is None:
         raise Broken("the pool has stopped, and some lines have no answer")
 
 
+async def _open_targets(plan: Plan, journal: Journal | None) -> tuple[Target, Target]:
+    marks = None
+    if journal is not None:
+        marks = journal.state.output, journal.state.failures
+    # Until somebody reads a named pipe, to open it waits.
+    return await trio.to_thread.run_sync(
+        open_targets,
+        plan.files,
+        plan.input_fd,
+        plan.output_fd,
+        marks,
+        abandon_on_cancel=True,
+    )
+
+
 @asynccontextmanager
-async def _open_pool(plan: Plan, answers: Answers) -> AsyncGenerator[ItemPool, None]:
+async def _open_pool(
+    plan: Plan, answers: Answers, work: Work
+) -> AsyncGenerator[ItemPool, None]:
     """Open the pool, and what shows how it is doing."""
     options = plan.options
     async with AsyncExitStack() as stack:
         # What it needs may not be installed.
         serve = _find_dashboard() if options.dashboard is not None else None
         config = _configure(options, answers)
-        pool = await stack.enter_async_context(open_item_pool(plan.function, config))
+        threads = Threads(config.size, config.timeout)
+        opening = open_item_pool(plan.function, config, threads)
+        pool = await stack.enter_async_context(opening)
+        await stack.enter_async_context(watching(threads, work))
         if serve is not None:
             try:
                 dashboard = await stack.enter_async_context(
@@ -131,7 +162,7 @@ async def _open_pool(plan: Plan, answers: Answers) -> AsyncGenerator[ItemPool, N
                 )
             except (OSError, ValueError) as error:
                 raise Refused(f"--dashboard {options.dashboard!r}: {error}") from error
-            _say(f"dashboard at {' '.join(dashboard.urls)}")
+            say(f"dashboard at {' '.join(dashboard.urls)}")
         if options.progress:
             stack.enter_context(_showing_log())
             show = import_module("...progress", __name__).show_progress
@@ -173,28 +204,3 @@ def _configure(options: argparse.Namespace, answers: Answers) -> PoolConfig:
         # All of them are told, line by line.
         unobserved="ignore",
     )
-
-
-def _open_files(
-    options: argparse.Namespace, journal: Journal | None, files: ExitStack
-) -> tuple[Target, Target]:
-    state = None if journal is None else journal.state
-    output = Target("standard output", 1)
-    failures = Target("standard error", 2)
-    if options.output != "-":
-        output = open_target("--output", options.output, state and state.output)
-        files.callback(output.close)
-    if options.failures is not None:
-        mark = state and state.failures
-        failures = open_target("--failures", options.failures, mark)
-        files.callback(failures.close)
-    # All of them are there, so that nothing is left to be refused.
-    if options.output != "-":
-        output.cut()
-    if options.failures is not None:
-        failures.cut()
-    return output, failures
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"trio-pool map: {text}\n")

@@ -6,11 +6,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from types import CodeType
 from typing import Any
 
 from ._ends import Refused
+from ._formats import describe
 
 
 def find_function(name: str) -> Callable[[Any], Any]:
@@ -28,6 +30,9 @@ def find_function(name: str) -> Callable[[Any], Any]:
             found = getattr(found, part)
         except AttributeError:
             raise Refused(f"{module_name!r} has no {path!r}") from None
+        except (Exception, SystemExit) as error:
+            text = f"cannot get {path!r} of {module_name!r}: {describe(error)}"
+            raise Refused(text) from error
     if not callable(found):
         kind = type(found).__name__
         raise Refused(f"{name} must be a function, but is of type {kind}")
@@ -37,22 +42,23 @@ def find_function(name: str) -> Callable[[Any], Any]:
 
 
 def _import(name: str) -> Any:
-    here = os.getcwd()
-    # As `python -m` does.
-    if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+    # As `python -m` does; from a directory that is gone nothing can be imported.
+    if not sys.flags.safe_path and "" not in sys.path:
+        with suppress(OSError):
+            here = os.getcwd()
+            if here not in sys.path:
+                sys.path.insert(0, here)
     try:
         return import_module(name)
     except (Exception, SystemExit) as error:
-        kind = type(error).__name__
-        raise Refused(f"cannot import {name!r}: {kind}: {error}") from error
+        raise Refused(f"cannot import {name!r}: {describe(error)}") from error
 
 
 def _check_takes_one(name: str, function: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        # Of some that are written in C nothing is known.
+    except Exception:
+        # Of some that are written in C nothing is known, or by whoever knows better.
         return
     try:
         signature.bind(None)

@@ -24,12 +24,13 @@ from ..offload import in_thread
 from ._answers import Answers
 from ._formats import BadResult, Item, describe, failure_line, result_line
 from ._items import Items
+from ._threads import Threads
 
 ItemPool: TypeAlias = Pool[Item, Any]
 
 
 def open_item_pool(
-    function: Callable[[Any], Any], config: PoolConfig
+    function: Callable[[Any], Any], config: PoolConfig, threads: Threads
 ) -> AbstractAsyncContextManager[ItemPool]:
     """Open a pool that calls a function with items: on the loop, or in threads.
 
@@ -38,22 +39,20 @@ def open_item_pool(
     """
     if is_async(function):
         return open_pool(config, _awaiting(function))
-    worker = in_thread(_calling(function), abandon_on_cancel=True)
+    worker = in_thread(threads.watch(_calling(function)), abandon_on_cancel=True)
     return open_pool(config, worker=worker)
 
 
 def _awaiting(function: Callable[[Any], Any]) -> Callable[[Item], Awaitable[Any]]:
     async def run(item: Item) -> Any:
-        item.attempts += 1
-        return await function(item.value)
+        return await function(item.attempt())
 
     return run
 
 
 def _calling(function: Callable[[Any], Any]) -> Callable[[Item], Any]:
     def run(item: Item) -> Any:
-        item.attempts += 1
-        return function(item.value)
+        return function(item.attempt())
 
     return run
 

@@ -12,7 +12,7 @@ import trio
 
 from .._nursery import open_bare_nursery
 from ._answers import Answers
-from ._ends import CommandEnd
+from ._ends import CommandEnd, Work
 from ._files import Target
 from ._journal import Journal, State
 from ._lines import Position
@@ -39,8 +39,6 @@ class Writer:
         journal: Journal | None,
         position: Callable[[], Position],
     ) -> None:
-        self.error: CommandEnd | None = None
-        """Why not all is written."""
         self._answers = answers
         self._output = output
         self._failures = failures
@@ -54,12 +52,15 @@ class Writer:
 
     def finish(self, *, finished: bool) -> None:
         """Have it write what is there and end; say if that is all of the run."""
+        # A journal has no word for a gap; there they are answered another time.
+        if not finished and self._journal is None:
+            self._answers.release_all()
         self._finished = finished
         self._finishing = True
         self._answers.wake()
 
-    async def run(self, work: trio.CancelScope) -> None:
-        """Write until told to finish, or until that fails; then cancel the work."""
+    async def run(self, work: Work) -> None:
+        """Write until told to finish, or until that fails, which ends the work."""
         with trio.CancelScope(shield=True):
             try:
                 while not self._finishing:
@@ -70,8 +71,7 @@ class Writer:
                 # What came while the last write was under way.
                 await self._write()
             except CommandEnd as error:
-                self.error = error
-                work.cancel()
+                work.fail(error)
 
     async def _write(self) -> None:
         results, failures, tally = self._answers.take()
@@ -102,24 +102,18 @@ class Writer:
 
 @asynccontextmanager
 async def writing(
-    writer: Writer, answers: Answers, work: trio.CancelScope
+    writer: Writer, answers: Answers, work: Work
 ) -> AsyncGenerator[None, None]:
     """Have answers written while the block runs, and the last of them at its end.
 
     Cancelled, or left by an error, what was answered until then is written too.
-
-    Raises:
-      CommandEnd: it cannot be written, for which the work was cancelled.
+    If it cannot be written, the work ends.
     """
     finished = False
-    try:
-        async with open_bare_nursery() as nursery:
-            nursery.start_soon(writer.run, work)
-            try:
-                yield
-                finished = answers.is_complete()
-            finally:
-                writer.finish(finished=finished)
-    finally:
-        if writer.error is not None:
-            raise writer.error
+    async with open_bare_nursery() as nursery:
+        nursery.start_soon(writer.run, work)
+        try:
+            yield
+            finished = answers.is_complete()
+        finally:
+            writer.finish(finished=finished)

@@ -9,15 +9,17 @@ from typing import Any, TypeAlias, final
 import attrs
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._controls import control
+from ._controls import ACTIONS, Action, control
 from ._feed import Feed
 from ._guard import Guard, Refusal
+from ._lifespan import Life, live
 from ._monitor import Monitor
 from ._picture import Picture
 from ._render import render_page
@@ -41,6 +43,22 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 @final
+class _PoolName(Convertor[str]):
+    """Takes any name, of several lines too, as a part of a path."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("pool_name", _PoolName())
+
+
+@final
 class DashboardApp:
     """Answers the paths of the dashboard; hands the others to another app."""
 
@@ -55,43 +73,42 @@ class DashboardApp:
     ) -> None:
         self._guard = guard
         self._other = other
-        self.failed = False
-        """Whether the other app has said that it could not start."""
+        self._life = None if other is None else Life(other)
         pages = _Pages(monitor, feed, guard, registry, clock)
         self._router = Router(pages.routes(), redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as ASGI has it."""
-        if self._other is not None and not self._has(scope):
-            if scope["type"] == "lifespan":
-                send = self._watch_start(send)
-            await self._other(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await _live(receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "lifespan":
+            if self._life is None:
+                await live(receive, send)
+            else:
+                await self._life(scope, receive, send)
+            return
+        refusal = self._guard.check_host(Headers(scope=scope))
+        if scope["type"] == "websocket" and (refusal or self._other is None):
             await send({"type": "websocket.close", "code": 1000})
+        elif refusal is not None:
+            await _refuse(refusal)(scope, receive, _add_headers(send))
+        elif self._other is not None and not self._has(scope):
+            await self._other(scope, receive, send)
         else:
-            await self._answer(scope, receive, _add_headers(send))
+            await self._router(scope, receive, _add_headers(send))
 
-    def _watch_start(self, send: Send) -> Send:
-        async def send_on(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                self.failed = True
-            await send(message)
+    @property
+    def has_other(self) -> bool:
+        """Whether another app gets what is none of the dashboard's."""
+        return self._other is not None
 
-        return send_on
+    @property
+    def failed(self) -> bool:
+        """Whether the other app has said that it could not start."""
+        return self._life is not None and self._life.failed
 
     def _has(self, scope: Scope) -> bool:
         return any(
             route.matches(scope)[0] is not Match.NONE for route in self._router.routes
         )
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._guard.check_host(Headers(scope=scope))
-        if refusal is not None:
-            await _refuse(refusal)(scope, receive, send)
-        else:
-            await self._router(scope, receive, send)
 
 
 @final
@@ -116,8 +133,12 @@ class _Pages:
             Route("/page.js", _asset("page.js", "text/javascript")),
             Route("/events", _Streams(self.feed, self.guard), methods=["GET"]),
             *(
-                Route(f"/pools/{{name:path}}/{action}", self.control, methods=["POST"])
-                for action in ("pause", "resume", "resize")
+                Route(
+                    f"/pools/{{name:pool_name}}/{action}",
+                    self.control(action),
+                    methods=["POST"],
+                )
+                for action in ACTIONS
             ),
         ]
 
@@ -143,7 +164,13 @@ class _Pages:
         picture = self.monitor.picture(self.clock())
         return HTMLResponse(render_page(picture, picture.controls))
 
-    async def control(self, request: Request) -> Response:
+    def control(self, action: Action) -> Endpoint:
+        async def act(request: Request) -> Response:
+            return await self._control(action, request)
+
+        return act
+
+    async def _control(self, action: Action, request: Request) -> Response:
         headers = request.headers
         refusal = self.guard.check_origin(headers) or self.guard.check_token(headers)
         if refusal is not None:
@@ -155,7 +182,6 @@ class _Pages:
         body = await _read(request.receive)
         if body is None:
             return _refuse(Refusal(413, f"more than {_LONGEST_BODY} bytes"))
-        action = request.url.path.rpartition("/")[2]
         answer = await control(watch.pool, action, body)
         return JSONResponse(answer.facts, answer.status)
 
@@ -205,15 +231,6 @@ async def _read(receive: Receive) -> bytes | None:
         if not message.get("more_body", False):
             return body if len(body) <= _LONGEST_BODY else None
     return None
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    """Start and stop with the server, which asks for it."""
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
 
 
 def _add_headers(send: Send) -> Send:

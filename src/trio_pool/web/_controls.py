@@ -1,7 +1,7 @@
 """Does to a pool what an operator asks for: pause, resume, resize."""
 
 import json
-from typing import Any, final
+from typing import Any, Final, Literal, final
 
 import attrs
 import trio
@@ -10,6 +10,11 @@ from .._checks import refuse
 from .._errors import PoolBroken, PoolClosed, PoolError
 from .._events import PoolState
 from ._watch import AnyPool
+
+Action = Literal["pause", "resume", "resize"]
+
+ACTIONS: Final[tuple[Action, ...]] = ("pause", "resume", "resize")
+"""What an operator may ask for."""
 
 _MOST_WORKERS = 10_000
 _PATIENCE = 1.0
@@ -30,7 +35,7 @@ def _error(status: int, text: str) -> Answer:
     return Answer(status, {"error": text})
 
 
-async def control(pool: AnyPool, action: str, body: bytes) -> Answer:
+async def control(pool: AnyPool, action: Action, body: bytes) -> Answer:
     """Do something to a pool, and say what has come of it."""
     if pool.state in _ENDING:
         return _error(409, f"pool {pool.name!r} is {pool.state.value}")

@@ -6,6 +6,8 @@ from typing import final
 
 import trio
 
+from .._events import log
+
 
 @final
 class Feed:
@@ -17,7 +19,9 @@ class Feed:
 
     def __init__(self, render: Callable[[], Mapping[str, str]], limit: int) -> None:
         self._render = render
-        self._limit = limit
+        self.limit = limit
+        """How many may read."""
+        self._complaints: set[type[Exception]] = set()
         self._fragments: Mapping[str, str] | None = None
         self._changed = trio.Event()
         self._ticks = 0
@@ -27,10 +31,20 @@ class Feed:
 
     def tick(self) -> None:
         """Have a new picture; to be called once a second."""
-        self._fragments = self._render() if self.readers else None
+        self._fragments = self._try() if self.readers else None
         self._ticks += 1
         self._changed.set()
         self._changed = trio.Event()
+
+    def _try(self) -> Mapping[str, str]:
+        """Render; what fails is logged, once for each type, and nothing is new."""
+        try:
+            return self._render()
+        except Exception as error:
+            if type(error) not in self._complaints:
+                self._complaints.add(type(error))
+                log.exception("a dashboard could not render a picture")
+            return self._fragments or {}
 
     def stop(self) -> None:
         """End all streams."""
@@ -40,12 +54,12 @@ class Feed:
     @property
     def full(self) -> bool:
         """Whether there are as many readers as may be."""
-        return len(self.readers) >= self._limit
+        return len(self.readers) >= self.limit
 
     def newest(self) -> tuple[int, Mapping[str, str]]:
         """Return the newest fragments, of the last second or now, and their number."""
         if self._fragments is None:
-            self._fragments = self._render()
+            self._fragments = self._try()
         return self._ticks, self._fragments
 
     async def wait(self, number: int) -> None:

@@ -6,7 +6,7 @@ from typing import final
 import attrs
 
 from . import _tables as tables
-from ._html import Html, element, join, void
+from ._html import Html, element, join, quoted, void
 
 _TILES = ("busy", "queue", "times", "flow", "ends")
 _CHARTS = ("busy-chart", "queue-chart", "flow-chart", "times-chart")
@@ -186,6 +186,6 @@ def _controls(key: str, name: str) -> Html:
         element("button", "Resize", type="submit", data_act="resize"),
         element("output", id=f"{key}-answer", role="status"),
         class_="controls",
-        data_pool=name,
+        data_pool=quoted(name),
         aria_label=f"Controls of {name}",
     )

@@ -3,6 +3,7 @@
 from functools import lru_cache
 from html import escape
 from typing import final
+from urllib.parse import quote
 
 
 @final
@@ -36,6 +37,11 @@ def _printable(character: str) -> str:
     if character.isprintable() or character in " \n\t":
         return character
     return character.encode("unicode_escape").decode()
+
+
+def quoted(name: str) -> str:
+    """Write a name as a part of a path; half of a surrogate pair by its code."""
+    return quote(name, safe="", errors="backslashreplace")
 
 
 def join(*parts: object) -> Html:

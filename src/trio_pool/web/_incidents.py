@@ -12,7 +12,7 @@ from .._events import (
     WorkerChanged,
 )
 from ._picture import Failure, FailureCount, Mark, MarkKind, RestartCause
-from ._words import Words, place_of, type_of
+from ._words import Words, id_of, place_of, type_of
 
 _LAST = 20
 _TYPES = 20
@@ -42,6 +42,8 @@ class Incidents:
         self._words = words
         self._counts: Counter[str] = Counter()
         self._seen: dict[str, float] = {}
+        self.lost = 0
+        """Events of any kind that were not looked at."""
         self._errors: deque[Failure] = deque(maxlen=_LAST)
         self._crashes: deque[RestartCause] = deque(maxlen=_LAST)
         self._marks: deque[Mark] = deque(maxlen=_MARKS)
@@ -58,7 +60,7 @@ class Incidents:
             case PoolResized():
                 self.mark("resize", f"size {event.old} \u2192 {event.new}", wall)
             case EventsLost():
-                self._count("(more than could be looked at)", wall, event.count)
+                self.lost += event.count
             case _:
                 pass
 
@@ -68,12 +70,13 @@ class Incidents:
 
     def _note_failure(self, event: JobChanged, wall: float) -> None:
         error = event.error
-        name = type_of(error)
+        dropped = event.kind == "job_drop"
+        name = event.state.value if dropped else type_of(error)
         self._count(name, wall)
         self._errors.append(
             Failure(
                 time=wall,
-                job=event.job_id,
+                job=id_of(event.job_id),
                 worker=event.worker,
                 attempts=event.attempts,
                 type=name,
@@ -94,10 +97,10 @@ class Incidents:
             )
         )
 
-    def _count(self, name: str, wall: float, number: int = 1) -> None:
+    def _count(self, name: str, wall: float) -> None:
         if name not in self._counts and len(self._counts) >= _TYPES_KEPT:
             name = _OTHERS
-        self._counts[name] += number
+        self._counts[name] += 1
         self._seen[name] = wall
 
     def failures(self) -> tuple[FailureCount, ...]:

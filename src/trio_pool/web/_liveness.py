@@ -1,5 +1,6 @@
 """Answers from a thread of its own whether the loop still turns, and what holds it."""
 
+import errno
 import json
 import selectors
 import socket
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
 
@@ -18,6 +20,10 @@ BLOCKED_AFTER = 0.5
 """Seconds without a heartbeat after which the loop counts as blocked."""
 _CONNECTIONS = 16
 _PATIENCE = 2.0
+"""Seconds that a connection may take in all."""
+_PAUSE = 0.1
+"""Seconds until another try when nobody could be let in."""
+_GONE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ECONNABORTED)
 
 
 @final
@@ -54,8 +60,12 @@ class LivenessServer:
         with selectors.DefaultSelector() as selector:
             selector.register(self._server, selectors.EVENT_READ)
             selector.register(self._waker, selectors.EVENT_READ)
-            while not any(key.fileobj is self._waker for key, _ in selector.select()):
-                self._server.handle_request()
+            while True:
+                ready = selector.select(self._server.hang_up_late())
+                if any(key.fileobj is self._waker for key, _ in ready):
+                    return
+                if ready:
+                    self._server.handle_request()
 
     def close(self) -> None:
         """Stop, and wait for the threads, none of which takes long."""
@@ -81,25 +91,32 @@ class _Server(ThreadingHTTPServer):
         self.socket.setblocking(False)
         self.pulse = pulse
         self.guard = guard
-        self._open: set[Any] = set()
-        self._hung_up = False
+        # When each of them was let in, on `time.monotonic`; the oldest first.
+        self._open: dict[Any, float] = {}
         self._lock = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            room = len(self._open) < _CONNECTIONS
-            if room:
-                self._open.add(request)
-        if room:
-            request.setblocking(True)
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+            if len(self._open) >= _CONNECTIONS:
+                # Who asks in earnest has had an answer long ago.
+                self._hang_up(next(iter(self._open)))
+            self._open[request] = time.monotonic()
+        request.setblocking(True)
+        super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._open.discard(request)
+            self._open.pop(request, None)
         super().shutdown_request(request)
+
+    def get_request(self) -> Any:
+        """Let somebody in; if nobody can be, rest a little before the next try."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno not in _GONE:
+                time.sleep(_PAUSE)
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say little: who asked has gone."""
@@ -108,12 +125,25 @@ class _Server(ThreadingHTTPServer):
     def hang_up(self) -> None:
         """End all connections, so that their threads end."""
         with self._lock:
-            for request in self._open:
-                try:
-                    request.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    # Its other end was faster.
-                    pass
+            for request in list(self._open):
+                self._hang_up(request)
+
+    def hang_up_late(self) -> float | None:
+        """End connections that take too long; return the seconds to the next."""
+        now = time.monotonic()
+        with self._lock:
+            for request, since in list(self._open.items()):
+                left = since + _PATIENCE - now
+                if left > 0:
+                    return left
+                self._hang_up(request)
+        return None
+
+    def _hang_up(self, request: Any) -> None:
+        del self._open[request]
+        # Its other end may have been faster.
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -70,7 +70,7 @@ class Monitor:
         )
 
     def reasons_not_ready(self) -> list[str]:
-        """Say for each pool that would not run a job now why not."""
+        """Say for each pool that cannot do its work why not."""
         return [
             f"{name}: {verdict.sentence}"
             for name, watch in self.watches.items()

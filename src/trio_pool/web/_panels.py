@@ -86,7 +86,8 @@ def overview(pool: PoolPicture) -> Html:
 
 def verdict(pool: PoolPicture) -> Html:
     """Render how a pool is doing."""
-    facts = [pool.state, "takes jobs" if pool.ready else "not ready"]
+    takes = "refuses jobs" if pool.refuses else "takes jobs"
+    facts = [pool.state, takes if pool.ready else "not ready"]
     if pool.breaker is not None:
         facts.append(f"circuit breaker {pool.breaker.replace('_', '-')}")
     return element(

@@ -26,9 +26,10 @@ class Spread:
 @final
 @attrs.frozen(kw_only=True)
 class FailureCount:
-    """How often jobs failed by one type of error."""
+    """How often jobs failed by one type of error, or were dropped, or expired."""
 
     type: str
+    """The type of the error; else "dropped" or "expired"."""
     count: int
     last: float
     """When it was last seen, in seconds of `time.time`."""
@@ -132,7 +133,10 @@ class PoolPicture:
     state: str
     """The value of its `trio_pool.PoolState`."""
     ready: bool
-    """Whether a job given in now would be run."""
+    """Whether it can do its work, as ``/ready`` says; true while it refuses jobs."""
+    refuses: bool = False
+    """Whether a job given in now would be refused: its circuit breaker is open, or
+    its backlog is full and rejects."""
     light: Light
     sentence: str
     size: int
@@ -170,6 +174,9 @@ class PoolPicture:
     """The state of its circuit breaker; None if it has none."""
     failures: tuple[FailureCount, ...] = ()
     """By type, the most frequent first; at most 20 types, then "others"."""
+    events_lost: int = 0
+    """Events that came faster than they could be looked at: failures, crashes and
+    others may be missing here."""
     errors: tuple[Failure, ...] = ()
     """The last 20, the newest first."""
     crashes: tuple[RestartCause, ...] = ()

@@ -118,7 +118,7 @@ _CHARTS: dict[str, tuple[str, Callable[[float], str], float]] = {
 
 def _rows_of(pool: PoolPicture) -> dict[str, Html]:
     return {
-        "failures": tables.failure_rows(pool.failures),
+        "failures": tables.failure_rows(pool.failures, pool.events_lost),
         "crashes": tables.crash_rows(pool.crashes),
         "summary": join(tables.worker_summary(pool.workers)),
         "workers": tables.worker_rows(pool),

@@ -84,9 +84,10 @@ def serve_dashboard(
     """Serve a page about pools, and their health and metrics, around a block.
 
     To be nested inside the pools' blocks. ``/`` is the page; ``/health`` says that
-    the loop turns, ``/ready`` whether all pools would run a job now; ``/metrics``
-    is for Prometheus, ``/statistics.json`` for programs. Another ASGI ``app`` gets
-    the paths that are none of these.
+    the loop turns, ``/ready`` that all pools are open and have workers, also while
+    they refuse jobs; ``/metrics`` is for Prometheus, ``/statistics.json`` for
+    programs. Another ASGI ``app`` gets the paths that are none of these, asked for
+    by the same names of hosts.
 
     Who reaches ``bind`` may look. Only who knows the ``token`` may pause, resume
     and resize; without one nobody. Inputs of jobs and messages of errors are not

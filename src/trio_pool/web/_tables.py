@@ -159,8 +159,8 @@ def slowest_rows(pool: PoolPicture) -> Html:
     return _rows(SLOWEST, rows, "No job is running.")
 
 
-def failure_rows(failures: Iterable[FailureCount]) -> Html:
-    """Render a row for each type of error."""
+def failure_rows(failures: Iterable[FailureCount], lost: int = 0) -> Html:
+    """Render a row for each type of error; say how many events were lost."""
     rows = (
         _row(
             FAILURES,
@@ -170,7 +170,11 @@ def failure_rows(failures: Iterable[FailureCount]) -> Html:
         )
         for failure in failures
     )
-    return _rows(FAILURES, rows, "No job has failed.")
+    if not lost:
+        return _rows(FAILURES, rows, "No job has failed.")
+    told = f"{figures.plural(lost, 'event')} lost: failures may be missing here."
+    cell = element("td", told, colspan=len(FAILURES), class_="none")
+    return join(*rows, element("tr", cell))
 
 
 def error_rows(errors: Iterable[Failure]) -> Html:

@@ -6,6 +6,7 @@ from typing import final
 
 import attrs
 
+from .._config import Overflow
 from .._events import PoolState, PoolStatistics, WorkerSnapshot, WorkerState
 from ._figures import count, plural, seconds
 from ._picture import Light
@@ -25,6 +26,7 @@ class Facts:
     statistics: PoolStatistics
     workers: Sequence[WorkerSnapshot]
     max_backlog: float = math.inf
+    overflow: Overflow = "wait"
     breaker: str | None = None
     scales: bool = False
     """Whether workers come by themselves when there is work."""
@@ -44,7 +46,13 @@ class Verdict:
     light: Light
     sentence: str
     ready: bool
-    """Whether a job given in now would be run."""
+    """Whether the pool can do its work: it is open, and has workers or gets them.
+
+    So it is while it refuses jobs: what is wrong then is further on, or will pass,
+    and to take every copy of the program out of service would help nobody.
+    """
+    refuses: bool = False
+    """Whether a job given in now would be refused."""
 
 
 def judge(facts: Facts) -> Verdict:
@@ -94,7 +102,9 @@ def _judge_workers(facts: Facts) -> Verdict | None:
         word = "down" if restarting else "starting"
         light = "red" if restarting else "amber"
         text = f"{word}: none of {plural(wanted, 'worker')} is up"
-        return Verdict(light, text + _restarts(restarting), ready=False)
+        # A pool without work may have had none, and is getting what it needs.
+        ready = facts.scales and not restarting
+        return Verdict(light, text + _restarts(restarting), ready)
     if restarting:
         text = f"degraded: {up} of {wanted} workers up{_restarts(restarting)}"
         return Verdict("amber", text, ready=True)
@@ -116,7 +126,7 @@ def _judge_work(facts: Facts) -> Verdict:
     oldest = counts.oldest_wait
     if facts.breaker == "open":
         text = "refusing: the circuit breaker is open"
-        return Verdict("red", text, ready=True)
+        return Verdict("red", text, ready=True, refuses=True)
     if facts.failed >= _MANY and 2 * facts.failed >= facts.ended:
         text = (
             f"failing: {count(facts.failed)} of {plural(facts.ended, 'job')} failed "
@@ -124,11 +134,12 @@ def _judge_work(facts: Facts) -> Verdict:
         )
         return Verdict("red", text, ready=True)
     if 0 < facts.max_backlog <= waiting:
+        refuses = facts.overflow == "reject"
         text = (
-            f"saturated: {busy} of {size} busy, the backlog is full, "
-            f"oldest wait {seconds(oldest)}"
+            f"{'refusing' if refuses else 'saturated'}: {busy} of {size} busy, "
+            f"the backlog is full, oldest wait {seconds(oldest)}"
         )
-        return Verdict("red", text, ready=True)
+        return Verdict("red", text, ready=True, refuses=refuses)
     if busy >= size and counts.queued and oldest >= _LONG:
         text = f"saturated: {busy} of {size} busy, oldest wait {seconds(oldest)}"
         return Verdict("amber", text, ready=True)

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias, final
 
 import attrs
 
+from .._current import CurrentJob
 from .._events import PoolState, PoolStatistics, WorkerSnapshot
 from .._latency import Latency
 from .._pool import Pool, TaskPool
@@ -12,7 +13,7 @@ from ._history import History, Sample
 from ._incidents import Incidents
 from ._picture import PoolPicture, Series, Spread, WorkerRow
 from ._verdict import Facts, Verdict, judge
-from ._words import Words, type_of
+from ._words import Words, id_of, type_of
 
 AnyPool: TypeAlias = Pool[Any, Any] | TaskPool
 
@@ -28,14 +29,24 @@ class _Reading:
 
     time: float
     counts: PoolStatistics
-    workers: tuple[WorkerSnapshot, ...]
+    worked: float
+    """Seconds that jobs have run so far, those that still run included."""
 
-    @property
-    def worked(self) -> float:
-        """Seconds that jobs have run so far, those that still run included."""
-        run = self.counts.run
-        ages = sum(worker.job_age or 0.0 for worker in self.workers)
-        return run.count * run.mean + ages
+
+@final
+@attrs.frozen
+class _Described:
+    """A job that runs, and its input in words."""
+
+    id: int | str
+    attempt: int
+    input: object
+    text: str | None
+
+    def is_of(self, job: CurrentJob) -> bool:
+        """Tell whether it is this job: ids may be given again."""
+        same = (self.id, self.attempt) == (job.id, job.attempt)
+        return same and self.input is job.input
 
 
 @final
@@ -50,11 +61,14 @@ class Watch:
         self._readings = deque([self._read(now)], maxlen=_MINUTE + 1)
         self._state = pool.state
         self._breaker = self._breaker_state()
-        self._described: dict[int, tuple[object, str | None]] = {}
+        self._described: dict[int, _Described] = {}
         self.history.add(now, wall, Sample(size=float(pool.size)))
 
     def _read(self, now: float) -> _Reading:
-        return _Reading(now, self.pool.statistics(), self.pool.workers())
+        counts, workers = self.pool.statistics(), self.pool.workers()
+        # Not the workers themselves: they hold errors, and what these lead to.
+        ages = sum(worker.job_age or 0.0 for worker in workers)
+        return _Reading(now, counts, counts.run.count * counts.run.mean + ages)
 
     def _breaker_state(self) -> str | None:
         breaker = self.pool.config.breaker
@@ -66,6 +80,7 @@ class Watch:
         self._readings.append(after)
         self.history.add(now, wall, _compare(before, after, lag))
         self._mark_changes(wall)
+        self._forget_jobs()
 
     def _mark_changes(self, wall: float) -> None:
         state, breaker = self.pool.state, self._breaker_state()
@@ -91,6 +106,7 @@ class Watch:
                 statistics=counts,
                 workers=workers,
                 max_backlog=config.max_backlog,
+                overflow=config.overflow,
                 breaker=self._breaker_state(),
                 scales=config.scale is not None,
                 ended=_ended(counts) - _ended(oldest),
@@ -114,6 +130,7 @@ class Watch:
             name=self.pool.name,
             state=self.pool.state.value,
             ready=verdict.ready,
+            refuses=verdict.refuses,
             light=verdict.light,
             sentence=verdict.sentence,
             size=counts.size,
@@ -146,6 +163,7 @@ class Watch:
             restarts=counts.restarts,
             breaker=self._breaker_state(),
             failures=self.incidents.failures(),
+            events_lost=self.incidents.lost,
             errors=self.incidents.errors(),
             crashes=self.incidents.crashes(),
             workers=rows,
@@ -165,7 +183,7 @@ class Watch:
             WorkerRow(
                 id=worker.id,
                 state=worker.state.value,
-                job=worker.job_id,
+                job=None if worker.job_id is None else id_of(worker.job_id),
                 age=worker.job_age,
                 doing=doing.get(worker.id),
                 jobs=worker.jobs,
@@ -179,15 +197,28 @@ class Watch:
 
     def _describe_jobs(self) -> dict[int, str | None]:
         """Describe what runs, each job once for as long as it runs."""
-        if not self._words.all_shown or self.pool.state is PoolState.CLOSED:
+        if not self._words.all_shown:
             return {}
         known, self._described = self._described, {}
-        for job in self.pool.running():
-            before = known.get(job.worker)
-            if before is None or before[0] != (job.id, job.attempt):
-                before = ((job.id, job.attempt), self._words.of_input(job.input))
-            self._described[job.worker] = before
-        return {worker: text for worker, (_, text) in self._described.items()}
+        for job in self._running():
+            found = known.get(job.worker)
+            if found is None or not found.is_of(job):
+                text = self._words.of_input(job.input)
+                found = _Described(job.id, job.attempt, job.input, text)
+            self._described[job.worker] = found
+        return {worker: found.text for worker, found in self._described.items()}
+
+    def _forget_jobs(self) -> None:
+        """Let go of the inputs of jobs that run no more."""
+        if self._described:
+            known, self._described = self._described, {}
+            for job in self._running():
+                found = known.get(job.worker)
+                if found is not None and found.is_of(job):
+                    self._described[job.worker] = found
+
+    def _running(self) -> tuple[CurrentJob, ...]:
+        return () if self.pool.state is PoolState.CLOSED else self.pool.running()
 
 
 def _compare(before: _Reading, after: _Reading, lag: float) -> Sample:

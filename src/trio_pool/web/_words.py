@@ -7,6 +7,7 @@ from .._events import log
 from ._place import place_of_error
 
 _LONGEST_INPUT = 200
+_LONGEST_ID = 64
 _LONGEST_MESSAGE = 300
 
 
@@ -56,6 +57,15 @@ def type_of(error: BaseException | None) -> str:
     known = kind.__module__ in ("builtins", "__main__", "trio_pool")
     name = kind.__qualname__ if known else f"{kind.__module__}.{kind.__qualname__}"
     return _cut(name, _LONGEST_INPUT)
+
+
+def id_of(job: int | str) -> int | str:
+    """Cut a job's id to what can be shown: users choose them."""
+    if not isinstance(job, int):
+        return _cut(job, _LONGEST_INPUT)
+    bits = job.bit_length()
+    # More digits than a few thousand Python does not even write.
+    return job if bits <= _LONGEST_ID else f"(a number of {bits} bits)"
 
 
 def place_of(error: BaseException | None) -> str:

@@ -143,8 +143,7 @@ async function act(form, name, body) {
   };
   tell(`${name} ...`, false);
   try {
-    const pool = encodeURIComponent(form.dataset.pool);
-    const response = await fetch(`pools/${pool}/${name}`, {
+    const response = await fetch(`pools/${form.dataset.pool}/${name}`, {
       method: "POST",
       headers: {
         Authorization: `Bearer ${byId("token").value}`,
