@@ -131,11 +131,13 @@ def test_no_line_is_no_answer(here: Path) -> None:
 
 
 def test_answers_wait_for_those_before_them(here: Path) -> None:
+    lines.forget()
     assert run("count_down", "0\n1\n2\n3\n4\n") == 0
     assert results() == ["0", "1", "2", "3", "4"]
 
 
 def test_unordered_answers_do_not_wait(here: Path) -> None:
+    lines.forget()
     assert run("count_down", "0\n1\n2\n3\n4\n", "--unordered") == 0
     assert results()[-1] == "0"
     assert sorted(results()) == ["0", "1", "2", "3", "4"]

@@ -39,7 +39,7 @@ FLAGS = [
 ]
 TOKEN = "a-token-of-some-length"
 LOCAL = "127.0.0.1:0"
-PATIENCE = 15_000
+PATIENCE = 60_000
 """Milliseconds that a browser on a busy machine is waited for."""
 
 pytestmark = [
