@@ -128,7 +128,7 @@ def test_ctrl_c_ends_it_between_two_rounds() -> None:
             assert child.stderr is not None
             assert child.stderr.read(3) == b"..."
             child.send_signal(signal.SIGINT)
-            output, error = child.communicate(timeout=20)
+            output, error = child.communicate(timeout=60)
         finally:
             child.kill()
     assert (output, error.strip(b".")) == (b"", b"")

@@ -107,7 +107,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 async def wait_until_some_are_done(queue: Path, number: int) -> None:
     """Wait until the program has done so many; 20 seconds are for a hang."""
     log = trio.Path(f"{queue}-wal")
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             # At first there is no file, and then no table in it.
             if await log.exists():
@@ -191,7 +191,7 @@ async def test_a_signal_ends_it_in_order(tmp_path: Path, number: int) -> None:
     with start(*options) as child:
         await wait_until_some_are_done(queue, 5)
         child.send_signal(number)
-        output, error = child.communicate(timeout=30)
+        output, error = child.communicate(timeout=60)
     assert error == ""
     assert child.returncode == 0
     summary = re.fullmatch(

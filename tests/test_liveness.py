@@ -35,7 +35,7 @@ def ask(
 ) -> tuple[int, Any]:
     """Ask in the calling thread; return the status and what was said."""
     where = url.removeprefix("http://")
-    connection = http.client.HTTPConnection(where, timeout=20)
+    connection = http.client.HTTPConnection(where, timeout=60)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()

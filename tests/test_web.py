@@ -63,7 +63,7 @@ async def sleep(_: Any) -> None:
 def client(dashboard: Dashboard, **headers: str) -> httpx.AsyncClient:
     where = dashboard.urls[0]
     # Certificates are no part of this, and take long to load.
-    return httpx.AsyncClient(base_url=where, headers=headers, timeout=20, verify=False)
+    return httpx.AsyncClient(base_url=where, headers=headers, timeout=60, verify=False)
 
 
 async def get(dashboard: Dashboard, path: str, **headers: str) -> httpx.Response:
@@ -73,7 +73,7 @@ async def get(dashboard: Dashboard, path: str, **headers: str) -> httpx.Response
 
 async def until(true: Callable[[], object]) -> None:
     """Wait until something is true, within reason."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not true():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
@@ -86,7 +86,7 @@ class Events:
         self._unread = b""
 
     async def line(self) -> str:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while b"\n" not in self._unread:
                 data = await self._stream.receive_some()
                 if not data:
@@ -259,7 +259,7 @@ async def test_failures_restarts_and_marks_are_told() -> None:
                     answer = await get(dashboard, "/statistics.json?history=0")
                     picture.update(answer.json()["pools"][0])
 
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await look()
             assert {mark["text"] for mark in picture["marks"]} == {
                 "deploy 1.2",
@@ -317,7 +317,7 @@ async def test_there_are_no_more_streams_than_may_be() -> None:
                 assert answer.status_code == 503
                 assert answer.headers["retry-after"] == "5"
             # Who has gone makes room.
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 status = ""
                 while status != "200":
                     async with streaming(dashboard) as events:
@@ -515,12 +515,12 @@ def hostile() -> dict[str, bytes]:
     }
 
 
-async def say(dashboard: Dashboard, said: bytes) -> bytes:
-    """Say something, and return the first of what comes back."""
+async def say(dashboard: Dashboard, said: bytes, patience: float = 60.0) -> bytes:
+    """Say something, and return the first of what comes back before the end."""
     host, port = dashboard.urls[0].removeprefix("http://").split(":")
     async with await trio.open_tcp_stream(host, int(port)) as stream:
         await stream.send_all(said)
-        with trio.move_on_after(0.2):
+        with trio.move_on_after(patience):
             try:
                 return bytes(await stream.receive_some())
             except trio.BrokenResourceError:
@@ -538,7 +538,8 @@ async def test_nothing_that_is_sent_ends_the_block(other: Any) -> None:
     async with open_pool(1, echo) as pool:
         async with serve_dashboard(pool, bind=ANYWHERE, app=other) as dashboard:
             for said in hostile().values():
-                await say(dashboard, said)
+                # Some get no answer, and are not hung up on either.
+                await say(dashboard, said, patience=0.2)
                 assert (await get(dashboard, "/health")).status_code == 200
             await pool.process(1)
 
@@ -549,8 +550,8 @@ async def test_only_http_1_is_spoken_whatever_is_offered() -> None:
             offered = UPGRADE + b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
             assert (await say(dashboard, offered)).startswith(b"HTTP/1.1 200 ")
             assert b" 403 " in await say(dashboard, HANDSHAKE)
-            # No frame of settings.
-            assert (await say(dashboard, http2())).startswith((b"HTTP/1.1 4", b""))
+            # No frame of settings: an error, or nothing at all.
+            assert (await say(dashboard, http2()))[:4] in (b"HTTP", b"")
 
 
 async def test_a_connection_beyond_what_may_be_is_closed_at_once() -> None:
@@ -779,7 +780,7 @@ async def test_an_app_that_does_not_stop_is_waited_for_as_long_as_requests(
         await trio.sleep_forever()
 
     async with open_pool(1) as pool:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with serve_dashboard(pool, bind=ANYWHERE, app=app):
                 pass
     assert "app= has not stopped within 3.0 seconds" in caplog.text
@@ -1086,7 +1087,7 @@ async def test_a_second_signal_cancels_at_once() -> None:
         await pool.submit(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(signal_soon, signal.SIGTERM, pool)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 [report] = await drain_on_signal(pool)
         assert (report.done, report.cancelled) == (0, 1)
 
@@ -1171,7 +1172,7 @@ def test_a_program_ends_in_order(number: signal.Signals) -> None:
         with httpx.Client() as http, http.stream("GET", f"{url}/events") as response:
             assert response.status_code == 200
             program.send_signal(number)
-            output, errors = program.communicate(timeout=30)
+            output, errors = program.communicate(timeout=60)
     assert program.returncode == 0
     assert output.strip() == "1"
     assert errors == ""
