@@ -22,7 +22,7 @@ from trio_pool.cli._ends import Broken
 from trio_pool.cli._files import Target
 
 TESTS = Path(__file__).parent
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture(autouse=True)
