@@ -222,3 +222,11 @@ class WorkerGone(BaseException):
 
 def _fate(started: bool) -> str:
     return "had started" if started else "had not started"
+
+
+def type_name(error: BaseException) -> str:
+    """Name the type of an error, with its module unless that is builtins."""
+    kind = type(error)
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"

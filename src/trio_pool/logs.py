@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 from trio.lowlevel import Task, current_task
 
 from ._checks import refuse
-from ._errors import PoolBroken
+from ._errors import PoolBroken, type_name
 from ._events import (
     Event,
     EventKind,
@@ -207,14 +207,8 @@ def _log(
     error: BaseException | None,
 ) -> None:
     logger = _logger_of(kind)
-    error_type = None if error is None else _name_of(type(error))
+    error_type = None if error is None else type_name(error)
     facts = {"kind": kind, **facts, "error_type": error_type}
     extra = {key: fact for key, fact in facts.items() if fact is not None}
     shown = error if logger.isEnabledFor(logging.DEBUG) else None
     logger.log(level, _TEXTS[kind], facts, exc_info=shown, extra=extra)
-
-
-def _name_of(kind: type[BaseException]) -> str:
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -11,6 +11,7 @@ from opentelemetry import context, trace
 from opentelemetry.trace import Span, Status, StatusCode, TracerProvider
 
 from .._current import CurrentJob
+from .._errors import type_name
 
 _CallNext: TypeAlias = Callable[[CurrentJob], Awaitable[Any]]
 _OUTCOME = "trio_pool.job.outcome"
@@ -81,7 +82,7 @@ def _tell_error(span: Span, job: CurrentJob, error: BaseException) -> None:
             text = f"ran longer than its timeout of {job.timeout} s"
             span.set_status(Status(StatusCode.ERROR, text))
         return
-    name = _name_of(type(error))
+    name = type_name(error)
     span.set_attribute(_OUTCOME, "failed")
     span.set_attribute("error.type", name)
     span.set_status(Status(StatusCode.ERROR, name))
@@ -102,9 +103,3 @@ def _is_late(error: BaseException) -> bool:
         error = error.exceptions[0]
     reason = getattr(error, "reason", None) or ""
     return reason.startswith("trio_pool: ") and reason.endswith(" ran out of time")
-
-
-def _name_of(kind: type[BaseException]) -> str:
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -120,12 +120,8 @@ class Watch:
         counts, snapshots = self.pool.statistics(), self.pool.workers()
         verdict = self._judge(counts, snapshots)
         rows = self._rows(snapshots)
-        oldest, earlier = self._readings[0], self._readings[-1]
-        newest = self._readings[-1]
-        if len(self._readings) > _RATES_OVER:
-            earlier = self._readings[-1 - _RATES_OVER]
-        else:
-            earlier = oldest
+        oldest, newest = self._readings[0], self._readings[-1]
+        earlier = self._readings[max(0, len(self._readings) - 1 - _RATES_OVER)]
         return PoolPicture(
             name=self.pool.name,
             state=self.pool.state.value,
